@@ -1,0 +1,141 @@
+"""The world behind interfaces: what the decision core may ask of a clock, a bus, a store and a hypervisor.
+
+Each port has a real adapter and, where tests want one, an in-memory twin that passes the same contract suite.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from virtfleet_common.records import Image, Instance, Resources
+from virtfleet_common.states import PowerState
+
+
+class Clock(Protocol):
+    """Wall-clock time, aware UTC."""
+
+    def now(self) -> datetime:
+        """The current time."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A guest as the hypervisor shows it. `domain_id` is None when it does not run; epoch and action come from the
+    metadata that Virtfleet wrote into the domain (0 and None in a guest that Virtfleet did not define)."""
+
+    instance_id: str
+    power_state: PowerState
+    domain_id: int | None
+    epoch: int
+    action_id: str | None
+    is_ours: bool = True
+    has_managed_save: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GuestEvent:
+    """A lifecycle change that the hypervisor reported; `power_state` NOSTATE means undefined."""
+
+    instance_id: str
+    power_state: PowerState
+
+
+@dataclass(frozen=True, slots=True)
+class HypervisorFacts:
+    """What a hypervisor says of itself. `version` is libvirt's number (major*1,000,000 + minor*1,000 + release)."""
+
+    hostname: str
+    hypervisor_type: str
+    version: int
+    arch: str
+    total: Resources
+
+
+class Hypervisor(Protocol):
+    """One host's hypervisor. Every call has a deadline; a call past it raises HypervisorTimeout (outcome unknown).
+
+    Calls that change something are idempotent: what is already so is left so. HypervisorFault on any other failure.
+    """
+
+    async def open(self) -> None:
+        """Connect, start the event loop's thread. Raises HypervisorFault."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the connection; guests keep running where the driver allows it."""
+        ...
+
+    async def facts(self) -> HypervisorFacts:
+        """Capacity and identity of the host."""
+        ...
+
+    @property
+    def is_responsive(self) -> bool:
+        """False while calls that passed their deadline still hold every worker thread."""
+        ...
+
+    async def observe(self, instance_id: str) -> Guest | None:
+        """The guest, or None when the hypervisor surely has none of that id. Raises when it cannot tell."""
+        ...
+
+    async def list_guests(self) -> Sequence[Guest]:
+        """Every guest, running or not, in one bulk call, on a thread that step work cannot occupy."""
+        ...
+
+    async def fetch_image(self, image: Image) -> None:
+        """Have the base image in the cache, verified by its checksum. Raises ImageFault; a bad file is not kept."""
+        ...
+
+    async def create_disk(self, instance: Instance) -> None:
+        """Have the instance's disk (a qcow2 overlay on the cached image, or empty without one), grown to the flavor."""
+        ...
+
+    async def define(self, instance: Instance) -> None:
+        """Define the domain from the record alone (flavor, image, devices, networks), with epoch and action id."""
+        ...
+
+    async def start(self, instance_id: str) -> None:
+        """Start the guest, from its managed save if it has one; wait until it runs."""
+        ...
+
+    async def request_shutdown(self, instance_id: str) -> None:
+        """Press the ACPI power button once. The guest may ignore it."""
+        ...
+
+    async def destroy(self, instance_id: str) -> None:
+        """Power the guest off at once; its disk and definition stay."""
+        ...
+
+    async def undefine(self, instance_id: str) -> None:
+        """Forget the definition and any managed save; the disk stays. The guest must not run."""
+        ...
+
+    async def pause(self, instance_id: str) -> None:
+        """Stop the guest's processors."""
+        ...
+
+    async def unpause(self, instance_id: str) -> None:
+        """Let the guest's processors go on."""
+        ...
+
+    async def save(self, instance_id: str) -> None:
+        """Suspend the guest to disk (managed save)."""
+        ...
+
+    async def delete_files(self, instance_id: str) -> None:
+        """Remove the instance's directory: disk, console log and its rotations."""
+        ...
+
+    async def console_output(self, instance_id: str, length: int | None) -> str:
+        """The last `length` lines of the console log (None: the last 100 KiB), rotations included; "" if none."""
+        ...
+
+    async def wait_for_power_state(self, instance_id: str, wanted: frozenset[PowerState], timeout: float) -> Guest | None:
+        """The guest once its power state is in `wanted`, or what it is after `timeout` seconds. Event-driven."""
+        ...
+
+    def events(self) -> AsyncIterator[GuestEvent]:
+        """Lifecycle changes as they come, until closed."""
+        ...

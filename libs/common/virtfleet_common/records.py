@@ -1,0 +1,231 @@
+"""The records the store keeps, as frozen models: what a document means, field by field.
+
+Sizes are in the unit their name says (`ram_mb`, `disk_gb`); times are aware UTC.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from virtfleet_common.states import HostState, PowerState, TaskState, VmState
+
+
+class Record(BaseModel):
+    """A document of the store. Fields this version does not know are ignored, so that versions can be mixed."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    def document(self) -> dict[str, Any]:
+        """This record as a MongoDB document."""
+        return self.model_dump(by_alias=True)
+
+
+class Flavor(Record):
+    """A size: vCPUs, MiB of RAM, GiB of disk. An instance keeps its own copy, so a deleted flavor harms nobody."""
+
+    id: str = Field(alias="_id")
+    name: str
+    vcpus: int = Field(ge=1)
+    ram_mb: int = Field(ge=1)
+    disk_gb: int = Field(ge=0, default=0)
+    is_public: bool = True
+    is_disabled: bool = False
+    description: str | None = None
+    extra_specs: Mapping[str, str] = {}
+
+
+class Image(Record):
+    """A catalogue entry. `checksum` is `sha256:<hex>` of the file at `location` (a path, `file:` or `http(s):` URL)."""
+
+    id: str = Field(alias="_id")
+    name: str
+    location: str
+    checksum: str
+    disk_format: str = "qcow2"
+    size: int = 0
+    min_disk_gb: int = 0
+    min_ram_mb: int = 0
+    visibility: str = "public"
+    project_id: str | None = None
+    properties: Mapping[str, str] = {}
+    created_at: datetime
+    updated_at: datetime
+
+
+class Fault(Record):
+    """Why an action failed: `code` is constant, `message` for people, `details` (a traceback) for admins."""
+
+    code: str
+    message: str
+    created: datetime
+    details: str = ""
+    host: str | None = None
+    facts: Mapping[str, Any] = {}
+
+
+class Step(Record):
+    """One step of an action: who executes it (`target` is a routing key), on what condition, with which arguments."""
+
+    name: str
+    target: str
+    expects: Sequence[TaskState]
+    args: Mapping[str, Any] = {}
+    seq: int = 1
+
+
+class ActionState(Record):
+    """The action in progress, inside its instance. `attempt` counts the times its current step was sent."""
+
+    id: str
+    name: str
+    user_id: str
+    project_id: str
+    step: Step
+    started_at: datetime
+    expires_at: datetime
+    original_vm_state: VmState
+    sent_at: datetime | None = None
+    claimed_by: str | None = None
+    progressed_at: datetime
+    attempt: int = 1
+    notes: Mapping[str, Any] = {}
+
+
+class NetworkPort(Record):
+    """One network card: a libvirt network or a bridge, and the card's address on it."""
+
+    mac: str
+    network: str | None = None
+    bridge: str | None = None
+
+
+class Instance(Record):
+    """One virtual machine: what it is, where it is, and what is being done to it."""
+
+    id: str = Field(alias="_id")
+    name: str
+    project_id: str
+    user_id: str
+    vm_state: VmState
+    task_state: TaskState | None = None
+    power_state: PowerState = PowerState.NOSTATE
+    host: str | None = None
+    epoch: int = 0
+    rev: int = 0
+    action: ActionState | None = None
+    outbox: Sequence[Mapping[str, Any]] = ()
+    flavor: Flavor
+    old_flavor: Flavor | None = None
+    new_flavor: Flavor | None = None
+    image: Image | None = None
+    block_devices: Sequence[Mapping[str, Any]] = ()
+    networks: Sequence[NetworkPort] = ()
+    metadata: Mapping[str, str] = {}
+    hints: Mapping[str, Any] = {}
+    availability_zone: str | None = None
+    locked_by: str | None = None
+    locked_reason: str | None = None
+    description: str | None = None
+    tags: Sequence[str] = ()
+    reservation_id: str | None = None
+    created_at: datetime
+    updated_at: datetime
+    launched_at: datetime | None = None
+    deleted_at: datetime | None = None
+    fault: Fault | None = None
+    progress: int = 0
+
+
+class Resources(Record):
+    """An amount of what a host can give."""
+
+    vcpus: float = 0
+    ram_mb: float = 0
+    disk_gb: float = 0
+
+
+class Allocation(Record):
+    """What one claim holds of a host. `claim` names it once and for all: `<instance id>:<purpose>`."""
+
+    claim: str
+    instance_id: str
+    vcpus: int
+    ram_mb: int
+    disk_gb: int
+
+
+class Host(Record):
+    """One hypervisor. `total` is what it has, `limits` what may be allocated, `used` the sum of `allocations`."""
+
+    id: str = Field(alias="_id")
+    uuid: str
+    boot_id: str | None = None
+    sequence: int = 0
+    state: HostState = HostState.UP
+    is_enabled: bool = True
+    is_responsive: bool = True
+    disabled_reason: str | None = None
+    is_forced_down: bool = False
+    last_seen: datetime | None = None
+    total: Resources = Resources()
+    limits: Resources = Resources()
+    used: Resources = Resources()
+    allocations: Sequence[Allocation] = ()
+    availability_zone: str = "nova"
+    hypervisor_type: str = "QEMU"
+    hypervisor_version: int = 0
+    hypervisor_hostname: str = ""
+    host_ip: str = "127.0.0.1"
+    guests: int = 0
+    created_at: datetime | None = None
+
+
+class ActionEvent(Record):
+    """One step of an action as people read it (Nova's instance action event). `result`: Success, Error, superseded."""
+
+    event: str
+    start: datetime | None = None
+    finish: datetime | None = None
+    result: str | None = None
+    host: str | None = None
+    traceback: str | None = None
+    details: str | None = None
+
+
+class ActionRecord(Record):
+    """The history of one accepted action (Nova's instance action); `finish` is set when it ended, however it ended."""
+
+    id: str = Field(alias="_id")
+    instance_id: str = ""
+    action: str = ""
+    user_id: str | None = None
+    project_id: str | None = None
+    start: datetime | None = None
+    finish: datetime | None = None
+    result: str | None = None
+    message: str | None = None
+    explanation: Mapping[str, Any] | None = None
+    events: Mapping[str, ActionEvent] = {}
+
+
+class Token(Record):
+    """Who a token speaks for. `_id` is the SHA-256 of the token: the token itself is stored nowhere."""
+
+    id: str = Field(alias="_id")
+    user_id: str
+    user_name: str
+    project_id: str
+    project_name: str
+    roles: Sequence[str]
+    expires_at: datetime | None = None
+
+
+class AmqpUser(Record):
+    """Who a broker user speaks for: the `user_id` property of a command, which the broker verified."""
+
+    id: str = Field(alias="_id")
+    user_id: str
+    project_id: str
+    roles: Sequence[str]

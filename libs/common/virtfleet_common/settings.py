@@ -1,0 +1,87 @@
+"""Settings, read from the environment (`VIRTFLEET_<NAME>`). Durations are in seconds, sizes as their names say.
+
+Each service reads the class of its own; what all share is in `CommonSettings`.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class CommonSettings(BaseSettings):
+    """What every service needs."""
+
+    model_config = SettingsConfigDict(env_prefix="VIRTFLEET_", extra="ignore", frozen=True)
+
+    mongodb_url: str = "mongodb://127.0.0.1:27017/?replicaSet=virtfleet"
+    database: str = "virtfleet"
+    amqp_url: str = "amqp://guest:guest@127.0.0.1:5672/"
+    log_level: str = "INFO"
+    log_format: Literal["json", "console"] = "json"
+    health_host: str = "127.0.0.1"
+    health_port: int = Field(0, description="port of /healthz, /readyz and /metrics; 0: none (the api serves its own)")
+
+    store_timeout: float = Field(10.0, description="the longest wait for one database call")
+    publish_timeout: float = Field(10.0, description="the longest wait for one publisher confirm")
+    prefetch: int = Field(64, description="commands a service takes before it has acknowledged the earlier ones")
+    delivery_limit: int = Field(5, description="deliveries of one message before it is dead-lettered")
+    heartbeat_interval: float = 5.0
+    action_timeout: float = Field(900.0, description="an action that has not ended by then, and makes no progress, fails")
+    step_allowance: float = Field(30.0, description="a step without progress for so long is sent again")
+    renew_interval: float = Field(5.0, description="how often an executor renews the progress of a long step")
+    max_attempts: int = Field(3, description="hosts that one create or move is tried on")
+    deleted_retention: float = Field(30 * 86400.0, description="how long the record of a deleted instance is kept")
+
+
+class ApiSettings(CommonSettings):
+    """The HTTP facade and the command intake."""
+
+    api_host: str = "127.0.0.1"
+    api_port: int = 8774
+    max_limit: int = Field(1000, description="the largest page of a list")
+
+
+class SchedulerSettings(CommonSettings):
+    """Placement."""
+
+    claim_tries: int = Field(10, description="hosts tried in one decision when claims are refused")
+
+
+class AgentSettings(CommonSettings):
+    """One compute host."""
+
+    host: str = Field("", description="the host's name in the fleet; empty: what the hypervisor calls itself")
+    hypervisor_uri: str = "qemu:///system"
+    virt_type: Literal["auto", "kvm", "qemu"] = "auto"
+    state_dir: Path = Path("/var/lib/virtfleet")
+    host_ip: str = "127.0.0.1"
+    libvirt_workers: int = Field(8, description="threads for step work on libvirt")
+    libvirt_timeout: float = Field(60.0, description="the longest wait for one libvirt call")
+    listing_timeout: float = Field(10.0, description="the longest wait for the listing of a heartbeat")
+    start_timeout: float = Field(60.0, description="the longest wait for a started guest to run")
+    soft_reboot_timeout: float = 120.0
+    soft_reboot_retry: float = 10.0
+    shutdown_timeout: float = Field(60.0, description="the longest wait for a guest to shut down before it is forced")
+    shutdown_retry: float = 10.0
+    cpu_allocation_ratio: float = 4.0
+    ram_allocation_ratio: float = 1.0
+    disk_allocation_ratio: float = 1.0
+    reserved_vcpus: int = 0
+    reserved_ram_mb: int = 512
+    reserved_disk_gb: int = 0
+    availability_zone: str = "nova"
+    simulated_vcpus: int = Field(64, description="capacity that a test:/// host reports")
+    simulated_ram_mb: int = 262144
+    simulated_disk_gb: int = 4096
+
+
+class PowerSyncSettings(CommonSettings):
+    """The keeper of the record."""
+
+    resend_interval: float = Field(1.0, description="how often unsent and overdue work is looked for")
+    unsent_grace: float = Field(2.0, description="what was committed and not sent for so long is sent")
+    missing_confirmations: int = 3
+    host_write_interval: float = Field(0.2, description="heartbeats are gathered for so long into one bulk write")
+    on_unexpected_running: Literal["adopt", "enforce"] = "adopt"
