@@ -73,7 +73,7 @@ class Hypervisor(Protocol):
 
     @property
     def is_responsive(self) -> bool:
-        """False while calls that passed their deadline still hold every worker thread."""
+        """False while calls that passed their deadline hold every worker thread, or the listing's own."""
         ...
 
     async def observe(self, instance_id: str) -> Guest | None:
@@ -90,6 +90,10 @@ class Hypervisor(Protocol):
 
     async def create_disk(self, instance: Instance) -> None:
         """Have the instance's disk (a qcow2 overlay on the cached image, or empty without one), grown to the flavor."""
+        ...
+
+    async def lost_volumes(self, instance: Instance) -> Sequence[str]:
+        """The paths of the instance's block devices that are surely gone. Raises when it cannot tell."""
         ...
 
     async def define(self, instance: Instance) -> None:

@@ -66,20 +66,27 @@ class Fault(Record):
 
 
 class Step(Record):
-    """One step of an action: who executes it (`target` is a routing key), on what condition, with which arguments."""
+    """One step of an action: who executes it (`scheduler` or `compute.<host>`), on what condition, with what."""
 
     name: str
-    target: str
+    executor: str
     expects: Sequence[TaskState]
     args: Mapping[str, Any] = {}
     seq: int = 1
 
+    @property
+    def target(self) -> str:
+        """The routing key that reaches the executor."""
+        return f"{self.executor}.{self.name}"
+
 
 class ActionState(Record):
-    """The action in progress, inside its instance. `attempt` counts the times its current step was sent."""
+    """The action in progress, inside its instance. `attempt` counts the times its current step was sent; `notes` is
+    what executors observed and must not forget; `trace_id` ties every message of the action together (W3C)."""
 
     id: str
     name: str
+    trace_id: str
     user_id: str
     project_id: str
     step: Step
@@ -102,7 +109,10 @@ class NetworkPort(Record):
 
 
 class Instance(Record):
-    """One virtual machine: what it is, where it is, and what is being done to it."""
+    """One virtual machine: what it is, where it is, and what is being done to it.
+
+    `epoch` grows whenever ownership moves, `rev` with every write; `claim` names the allocation that holds its place.
+    """
 
     id: str = Field(alias="_id")
     name: str
@@ -113,6 +123,7 @@ class Instance(Record):
     power_state: PowerState = PowerState.NOSTATE
     host: str | None = None
     epoch: int = 0
+    claim: str | None = None
     rev: int = 0
     action: ActionState | None = None
     outbox: Sequence[Mapping[str, Any]] = ()
@@ -147,7 +158,7 @@ class Resources(Record):
 
 
 class Allocation(Record):
-    """What one claim holds of a host. `claim` names it once and for all: `<instance id>:<purpose>`."""
+    """What one claim holds of a host. `claim` names it once and for all: `<action id>:<step seq>`."""
 
     claim: str
     instance_id: str
@@ -157,7 +168,7 @@ class Allocation(Record):
 
 
 class Host(Record):
-    """One hypervisor. `total` is what it has, `limits` what may be allocated, `used` the sum of `allocations`."""
+    """One hypervisor. `total` is what it has, `limits` what may be allocated, `free` the limits less the `allocations`."""
 
     id: str = Field(alias="_id")
     uuid: str
@@ -171,7 +182,7 @@ class Host(Record):
     last_seen: datetime | None = None
     total: Resources = Resources()
     limits: Resources = Resources()
-    used: Resources = Resources()
+    free: Resources = Resources()
     allocations: Sequence[Allocation] = ()
     availability_zone: str = "nova"
     hypervisor_type: str = "QEMU"
@@ -185,7 +196,7 @@ class Host(Record):
 class ActionEvent(Record):
     """One step of an action as people read it (Nova's instance action event). `result`: Success, Error, superseded."""
 
-    event: str
+    event: str = ""
     start: datetime | None = None
     finish: datetime | None = None
     result: str | None = None
@@ -229,3 +240,12 @@ class AmqpUser(Record):
     user_id: str
     project_id: str
     roles: Sequence[str]
+
+
+class Reply(Record):
+    """The answer to a command message, kept so that a repeated `message_id` gets the first answer."""
+
+    id: str = Field(alias="_id")
+    type: str
+    data: Mapping[str, Any]
+    at: datetime

@@ -82,6 +82,10 @@ class PowerSyncSettings(CommonSettings):
 
     resend_interval: float = Field(1.0, description="how often unsent and overdue work is looked for")
     unsent_grace: float = Field(2.0, description="what was committed and not sent for so long is sent")
+    liveness_interval: float = Field(1.0, description="how often the hosts' last_seen is judged")
+    host_unknown_after: float = Field(15.0, description="three missed heartbeats")
+    host_down_after: float = 30.0
+    mass_loss_fraction: float = Field(0.5, description="more hosts than this lost together: our own network is suspect")
     missing_confirmations: int = 3
     host_write_interval: float = Field(0.2, description="heartbeats are gathered for so long into one bulk write")
     on_unexpected_running: Literal["adopt", "enforce"] = "adopt"

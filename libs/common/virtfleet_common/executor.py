@@ -1,0 +1,317 @@
+"""The recipe of every step: claim, acknowledge, work, renew, finish.
+
+Good path: a wake-up arrives; a compare-and-set claims the step and writes who has it; the message is acknowledged; the
+handler works while its progress is renewed; a last compare-and-set ends the action or hands over to its next step.
+Bad paths: the executor dies (whoever finds its claim next takes the step over and the handler starts from what it
+observes); the step was preempted (the next write misses, the run stops and says nothing); the handler fails (the
+step's failure rule decides). Why it is safe: nothing is written but through the claim, and a claim has one owner.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import structlog
+
+from virtfleet_common import effects, telemetry
+from virtfleet_common.bus import Delivery
+from virtfleet_common.errors import BadMessage, Faulty, LostOwnership, StoreUnavailable, VirtfleetError
+from virtfleet_common.failpoints import reach
+from virtfleet_common.messages import PerformStep
+from virtfleet_common.outcomes import Change, NotCleaned, Outcome, Undo, failed, fault_of, rescheduled, succeeded
+from virtfleet_common.records import ActionState, Instance
+from virtfleet_common.relay import Relay
+from virtfleet_common.settings import CommonSettings
+from virtfleet_common.states import PowerState, TaskState, VmState
+from virtfleet_common.steps import STEPS, FailureRule, StepSpec
+from virtfleet_common.store import Expect, Mismatch, Store
+
+log = structlog.get_logger()
+_LONGEST_RETRY = 5.0
+
+
+StepHandler = Callable[["StepRun"], Awaitable[Outcome]]
+Observe = Callable[[str], Awaitable[PowerState | None]]
+"""The power state of a guest for the failure rule `observe`; None: nobody can tell."""
+
+
+class StepRun:
+    """One step being executed: what its handler may see and do."""
+
+    def __init__(self, executor: "StepExecutor", instance: Instance, action: ActionState, spec: StepSpec) -> None:
+        self._executor = executor
+        self.instance = instance
+        self.action = action
+        self.spec = spec
+        self.is_resumed = action.attempt > 1
+
+    @property
+    def mine(self) -> Expect:
+        """The condition of every write of this run."""
+        return Expect(action_id=self.action.id, seq=self.action.step.seq, claimed_by=self._executor.boot)
+
+    def has_reached(self, task_state: TaskState) -> bool:
+        """Whether the instance is at `task_state` of the step's path, or past it."""
+        path, now = self.spec.path, self.instance.task_state
+        return now in path and path.index(now) >= path.index(task_state)
+
+    async def advance(self, task_state: TaskState, **notes: Any) -> None:
+        """Go on to the next task state of the path, and keep notes for whoever resumes. Raises LostOwnership."""
+        kept = {f"notes.{name}": value for name, value in notes.items()}
+        await self.commit(set={"task_state": task_state}, action={"sent_at": self.action.sent_at, **kept})
+
+    async def tell(self, name: str, details: str) -> None:
+        """Record an action event for people (`soft_reboot_fell_back`). Raises LostOwnership."""
+        now = datetime.now(UTC)
+        note = effects.noted(
+            self.action.id, self.action.step.seq, name=name, at=now, details=details, host=self.instance.host
+        )
+        await self.commit(effects=[note])
+
+    async def commit(self, **change: Any) -> None:
+        """Write the instance as this run, for as long as it takes the database to answer. Raises LostOwnership."""
+        delay = 0.1
+        while True:
+            try:
+                self.instance = await self._executor.relay.commit(self.instance.id, expect=self.mine, **change)
+            except Mismatch as lost:
+                raise LostOwnership(f"{lost}", instance_id=self.instance.id) from lost
+            except StoreUnavailable as error:
+                log.warning("store.unavailable", error=error.message)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, _LONGEST_RETRY)
+            else:
+                self.action = self.instance.action or self.action
+                return
+
+
+class StepExecutor:
+    """Executes the steps addressed to `name` (`scheduler`, `compute.<host>`), as boot `boot`.
+
+    `is_only_one`: no other process executes for this name, so a claim of another boot is a dead one's. Otherwise a
+    claim is taken over once it made no progress for the step's allowance.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        boot: str,
+        host: str | None,
+        store: Store,
+        relay: Relay,
+        settings: CommonSettings,
+        handlers: Mapping[str, StepHandler],
+        observe: Observe | None = None,
+        on_end: Callable[[Instance], Awaitable[None]] | None = None,
+        is_only_one: bool = False,
+    ) -> None:
+        self.name = name
+        self.boot = boot
+        self.host = host
+        self.relay = relay
+        self._store = store
+        self._settings = settings
+        self._handlers = handlers
+        self._observe = observe
+        self._on_end = on_end
+        self._is_only_one = is_only_one
+        self._runs: dict[str, tuple[tuple[str, int], asyncio.Task[None]]] = {}
+
+    async def take(self, delivery: Delivery) -> None:
+        """The consumer's handler: claim the step of a wake-up, acknowledge, and start to work."""
+        wake_up: PerformStep = delivery.read(PerformStep)
+        spec = STEPS.get(wake_up.step)
+        if spec is None or spec.name not in self._handlers:
+            raise BadMessage(f"{self.name} knows no step {wake_up.step!r}")
+        reach(f"{spec.name}.before_claim")
+        claimed = await self._claim(wake_up, spec)
+        await delivery.settler.ack()
+        if claimed is not None:
+            self._start(claimed, spec)
+
+    async def resume(self) -> int:
+        """Take over what earlier boots of this executor had claimed. Returns how many steps."""
+        left = await self._store.instances.find_claimed_before(self.name, self.boot)
+        for instance in left:
+            action = instance.action
+            if action is None or action.step.name not in self._handlers:
+                continue
+            taken = await self._take_over(instance, action)
+            if taken is not None:
+                self._start(taken, STEPS[action.step.name])
+        return len(left)
+
+    def is_at_work(self, instance_id: str) -> bool:
+        """Whether a step of this instance is under way here."""
+        return instance_id in self._runs
+
+    async def stop(self) -> None:
+        """Stop the runs under way; their claims stay, and the next boot resumes them."""
+        tasks = {task for _, task in self._runs.values()}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _claim(self, wake_up: PerformStep, spec: StepSpec) -> Instance | None:
+        now = datetime.now(UTC)
+        expect = Expect(
+            task_states=frozenset({spec.path[0]}), action_id=wake_up.action_id, seq=wake_up.seq,
+            executor=self.name, claimed_by="",
+        )  # fmt: skip
+        started = effects.step_started(wake_up.action_id, wake_up.seq, name=spec.record, host=self.host, at=now)
+        try:
+            return await self.relay.commit(
+                wake_up.instance_id,
+                expect=expect,
+                set={"task_state": spec.claimed_as} if spec.claimed_as else {},
+                action={"claimed_by": self.boot},
+                effects=[started],
+            )
+        except Mismatch as mismatch:
+            return await self._reconsider(wake_up, mismatch)
+
+    async def _reconsider(self, wake_up: PerformStep, mismatch: Mismatch) -> Instance | None:
+        """The step could not be claimed afresh: it is stale (drop it), at work (drop it), or a dead executor's."""
+        stored = mismatch.instance
+        action = stored.action if stored else None
+        if stored and action and _is_for(action, wake_up, self.name) and self._may_take_over(stored, action):
+            return await self._take_over(stored, action)
+        telemetry.STEPS.labels(wake_up.step, "dropped").inc()
+        log.info("step.dropped", instance_id=wake_up.instance_id, step=wake_up.step, why=str(mismatch))
+        return None
+
+    def _may_take_over(self, instance: Instance, action: ActionState) -> bool:
+        running = self._runs.get(instance.id)
+        if action.claimed_by == self.boot:
+            return running is None or running[0] != _key(action)
+        allowance = timedelta(seconds=self._settings.step_allowance)
+        return self._is_only_one or datetime.now(UTC) - action.progressed_at > allowance
+
+    async def _take_over(self, instance: Instance, action: ActionState) -> Instance | None:
+        expect = Expect(
+            action_id=action.id, seq=action.step.seq, executor=self.name,
+            claimed_by=action.claimed_by or "", progressed_at=action.progressed_at,
+        )  # fmt: skip
+        try:
+            taken = await self.relay.commit(
+                instance.id, expect=expect, action={"claimed_by": self.boot, "attempt": action.attempt + 1}
+            )
+        except Mismatch as mismatch:
+            log.info("step.not_taken_over", instance_id=instance.id, why=str(mismatch))
+            return None
+        log.info("step.taken_over", instance_id=instance.id, step=action.step.name, action_id=action.id)
+        return taken
+
+    def _start(self, instance: Instance, spec: StepSpec) -> None:
+        action = instance.action
+        if action is None:
+            return
+        before = self._runs.get(instance.id)
+        run = StepRun(self, instance, action, spec)
+        task = asyncio.create_task(self._run(run, before[1] if before else None))
+        self._runs[instance.id] = (_key(action), task)
+        task.add_done_callback(lambda ended: self._forget(instance.id, ended))
+
+    def _forget(self, instance_id: str, ended: asyncio.Task[None]) -> None:
+        current = self._runs.get(instance_id)
+        if current is not None and current[1] is ended:
+            del self._runs[instance_id]
+
+    async def _run(self, run: StepRun, before: asyncio.Task[None] | None) -> None:
+        """One step from claim to finish; a run of the same instance that it preempts is ended first."""
+        structlog.contextvars.bind_contextvars(
+            action_id=run.action.id, instance_id=run.instance.id, host=self.host, trace_id=run.action.trace_id
+        )
+        if before is not None:
+            before.cancel()
+            await asyncio.wait({before})
+        reach(f"{run.spec.name}.after_claim")
+        undo: Undo | None = None
+        try:
+            with telemetry.STEP_SECONDS.labels(run.spec.name).time():
+                change, undo = await self._worked(run)
+            reach(f"{run.spec.name}.before_finish")
+            await run.commit(**change)
+        except LostOwnership as lost:
+            telemetry.STEPS.labels(run.spec.name, "lost").inc()
+            log.info("step.lost", step=run.spec.name, why=lost.message)
+            if undo is not None:
+                await undo()
+        else:
+            await self._ended(run.instance)
+
+    async def _ended(self, instance: Instance) -> None:
+        if self._on_end is not None:
+            self._runs.pop(instance.id, None)
+            await self._on_end(instance)
+
+    async def _worked(self, run: StepRun) -> tuple[Change, Undo | None]:
+        """The handler's work, or its failure, as the last write of the step."""
+        try:
+            if run.action.attempt > self._settings.delivery_limit:
+                raise Faulty(f"step {run.spec.name} ended its executor {run.action.attempt - 1} times", rule="attempts")
+            outcome = await self._handlers[run.spec.name](run)
+        except LostOwnership:
+            raise
+        except Exception as error:  # the edge of a step: the fault is recorded on the action
+            is_ours = not isinstance(error, VirtfleetError)
+            log.warning("step.failed", step=run.spec.name, error=str(error), exc_info=is_ours)
+            telemetry.STEPS.labels(run.spec.name, "error").inc()
+            return await self._failed(run, error), None
+        telemetry.STEPS.labels(run.spec.name, "success").inc()
+        return succeeded(run.instance, run.action, outcome), outcome.undo
+
+    async def _failed(self, run: StepRun, error: Exception) -> Change:
+        fault = fault_of(error, self.host)
+        if run.spec.on_failure is FailureRule.RESCHEDULE and self._may_reschedule(run, error):
+            return rescheduled(run.instance, run.action, fault)
+        return failed(run.instance, run.action, fault, await self._states_after(run, error))
+
+    def _may_reschedule(self, run: StepRun, error: Exception) -> bool:
+        tried = len(run.action.notes.get("excluded", ())) + 1
+        return not isinstance(error, NotCleaned) and tried < self._settings.max_attempts
+
+    async def _states_after(self, run: StepRun, error: Exception) -> dict[str, Any]:
+        """The fields that a failed step leaves, by its failure rule."""
+        match run.spec.on_failure:
+            case FailureRule.KEEP:
+                return {}
+            case FailureRule.OBSERVE:
+                return await self._observed(run.instance.id)
+            case FailureRule.RESCHEDULE if not isinstance(error, NotCleaned):
+                return {"vm_state": VmState.ERROR, "host": None, "claim": None}
+        return {"vm_state": VmState.ERROR}
+
+    async def _observed(self, instance_id: str) -> dict[str, Any]:
+        power = await self._observe(instance_id) if self._observe else None
+        if power is None:
+            return {}
+        return {"power_state": power} if power.is_on else {"power_state": power, "vm_state": VmState.ERROR}
+
+    async def keep_renewed(self) -> None:
+        """Renew the progress of every run under way, for ever; a run whose step was taken from it is stopped."""
+        while True:
+            await asyncio.sleep(self._settings.renew_interval)
+            for instance_id, (key, task) in list(self._runs.items()):
+                try:
+                    is_mine = await self._store.instances.renew(instance_id, self._claim_of(key))
+                except StoreUnavailable as error:
+                    log.warning("store.unavailable", error=error.message)
+                    continue
+                if not is_mine:
+                    task.cancel()
+
+    def _claim_of(self, key: tuple[str, int]) -> Expect:
+        return Expect(action_id=key[0], seq=key[1], claimed_by=self.boot)
+
+
+def _key(action: ActionState) -> tuple[str, int]:
+    return action.id, action.step.seq
+
+
+def _is_for(action: ActionState, wake_up: PerformStep, executor: str) -> bool:
+    current = (action.id, action.step.seq, action.step.executor)
+    return current == (wake_up.action_id, wake_up.seq, executor) and action.claimed_by is not None

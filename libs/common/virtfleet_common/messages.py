@@ -1,0 +1,201 @@
+"""Every message, as a frozen model: what its data holds. On the wire each is a CloudEvent in AMQP binary mode.
+
+Commands are imperative and refuse unknown fields; events tell what happened and ignore unknown fields, so that old
+subscribers understand new services. `COMMANDS` names the command models by their routing key.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from virtfleet_common.states import PowerState
+
+
+class Command(BaseModel):
+    """An order: unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Event(BaseModel):
+    """A fact: unknown fields are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class InstanceCommand(Command):
+    """A command about one instance."""
+
+    instance_id: str
+
+
+class RebootInstance(InstanceCommand):
+    """`instance.reboot`: SOFT asks the guest, HARD pulls the plug."""
+
+    type: Literal["SOFT", "HARD"] = "SOFT"
+
+
+class StartInstance(InstanceCommand):
+    """`instance.start`"""
+
+
+class StopInstance(InstanceCommand):
+    """`instance.stop`"""
+
+
+class PauseInstance(InstanceCommand):
+    """`instance.pause`"""
+
+
+class UnpauseInstance(InstanceCommand):
+    """`instance.unpause`"""
+
+
+class SuspendInstance(InstanceCommand):
+    """`instance.suspend`"""
+
+
+class ResumeInstance(InstanceCommand):
+    """`instance.resume`"""
+
+
+class DeleteInstance(InstanceCommand):
+    """`instance.delete`"""
+
+
+class LockInstance(InstanceCommand):
+    """`instance.lock`"""
+
+    locked_reason: str | None = None
+
+
+class UnlockInstance(InstanceCommand):
+    """`instance.unlock`"""
+
+
+class NetworkRequest(Command):
+    """One network card asked for: the name of a libvirt network, or of a bridge on the host."""
+
+    network: str | None = None
+    bridge: str | None = None
+
+
+class CreateInstance(Command):
+    """`instance.create`: `flavor` and `image` are ids or names; `max_count` instances share a reservation id."""
+
+    name: str = Field(min_length=1, max_length=255)
+    flavor: str
+    image: str | None = None
+    min_count: int = Field(1, ge=1)
+    max_count: int = Field(1, ge=1)
+    metadata: Mapping[str, str] = {}
+    networks: Sequence[NetworkRequest] = ()
+    hints: Mapping[str, Any] = {}
+    availability_zone: str | None = None
+    description: str | None = None
+    tags: Sequence[str] = ()
+
+
+COMMANDS: Mapping[str, type[Command]] = {
+    "instance.create": CreateInstance,
+    "instance.delete": DeleteInstance,
+    "instance.reboot": RebootInstance,
+    "instance.start": StartInstance,
+    "instance.stop": StopInstance,
+    "instance.pause": PauseInstance,
+    "instance.unpause": UnpauseInstance,
+    "instance.suspend": SuspendInstance,
+    "instance.resume": ResumeInstance,
+    "instance.lock": LockInstance,
+    "instance.unlock": UnlockInstance,
+}
+
+
+class PerformStep(InstanceCommand):
+    """`scheduler.<step>`, `compute.<host>.<step>`: a wake-up; what to do stands in the instance's document."""
+
+    action_id: str
+    step: str
+    seq: int
+
+
+class ConsoleRequest(InstanceCommand):
+    """`console.<host>`: the last `length` lines of the console log, sent to `reply_to`."""
+
+    length: int | None = None
+
+
+class ConsoleReply(Event):
+    """The answer to a ConsoleRequest; `error` says why there is no output."""
+
+    output: str = ""
+    error: str | None = None
+
+
+class CommandAccepted(Event):
+    """The answer to a command that was accepted: its action will end."""
+
+    action_id: str
+    instance_ids: Sequence[str]
+
+
+class CommandRejected(Event):
+    """The answer to a command that was refused and changed nothing."""
+
+    code: str
+    rule: str
+    message: str
+    hint: str | None = None
+
+
+class InstanceEvent(Event):
+    """`instance.<action>.<start|end|error>.<instance id>` and `instance.power.<state>.<instance id>`."""
+
+    instance_id: str
+    name: str
+    project_id: str
+    user_id: str
+    action: str
+    phase: str
+    request_id: str | None
+    rev: int
+    host: str | None
+    epoch: int
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+    flavor: Mapping[str, Any]
+    image: Mapping[str, Any] | None
+    networks: Sequence[Mapping[str, Any]] = ()
+    block_devices: Sequence[Mapping[str, Any]] = ()
+    fault: Mapping[str, Any] | None = None
+
+
+class GuestReport(Event):
+    """One guest in a heartbeat: its id, its power state, and the epoch in its metadata."""
+
+    instance_id: str
+    power_state: PowerState
+    epoch: int = 0
+
+
+class Heartbeat(Event):
+    """`host.<host>.heartbeat`. `guests` is complete, or None when the listing failed (`listing_error` says why)."""
+
+    host: str
+    boot_id: str
+    sequence: int
+    sent_at: datetime
+    is_responsive: bool = True
+    guests: Sequence[GuestReport] | None = None
+    listing_error: str | None = None
+
+
+class PowerDelta(Event):
+    """`host.<host>.delta`: one guest changed, as libvirt said it."""
+
+    host: str
+    boot_id: str
+    sequence: int
+    guest: GuestReport

@@ -1,0 +1,122 @@
+"""What a step comes to: done, handed over, or failed; and the write that each of these is."""
+
+import traceback
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from virtfleet_common import effects
+from virtfleet_common.effects import Effect
+from virtfleet_common.errors import Faulty, VirtfleetError
+from virtfleet_common.events import lifecycle
+from virtfleet_common.records import ActionState, Fault, Instance
+from virtfleet_common.steps import STEPS, make_step
+
+Change = dict[str, Any]
+"""The arguments of a transition."""
+Undo = Callable[[], Awaitable[None]]
+"""Takes back what a step did outside the record, when it turns out that the action was taken from it meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The step was the last one: the action ends with these fields of the instance."""
+
+    set: Mapping[str, Any]
+    effects: Sequence[Effect] = ()
+    undo: Undo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """The action goes on with another step, on `host` (None: a scheduler)."""
+
+    step: str
+    host: str | None
+    set: Mapping[str, Any]
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    effects: Sequence[Effect] = ()
+    undo: Undo | None = None
+
+
+Outcome = Done | HandOver
+
+
+class NotCleaned(Faulty):
+    """A step failed and could not undo what it had begun: the instance must not be tried elsewhere."""
+
+    code = "not_cleaned"
+
+
+def fault_of(error: Exception, host: str | None) -> Fault:
+    """An exception as the fault that people see."""
+    is_known = isinstance(error, VirtfleetError)
+    return Fault(
+        code=error.code if isinstance(error, VirtfleetError) else "internal",
+        message=str(error) if is_known else f"{type(error).__name__}: {error}",
+        created=datetime.now(UTC),
+        details="" if is_known else "".join(traceback.format_exception(error)),
+        host=host,
+        facts=dict(error.facts) if isinstance(error, VirtfleetError) else {},
+    )
+
+
+def succeeded(instance: Instance, action: ActionState, outcome: Outcome) -> Change:
+    """The last write of a step that worked: the end of the action, or its next step."""
+    now = datetime.now(UTC)
+    finished = effects.step_finished(action.id, action.step.seq, at=now, result="Success")
+    if isinstance(outcome, HandOver):
+        return handed_over(instance, action, outcome, [finished])
+    closed = effects.closed(action.id, at=now, result="Success")
+    end = lifecycle(instance, action.name, "end", after={"task_state": None, **outcome.set}, request_id=action.id)
+    return {
+        "set": {"task_state": None, **outcome.set},
+        "end": True,
+        "effects": [finished, closed, end, *outcome.effects],
+    }
+
+
+def handed_over(instance: Instance, action: ActionState, outcome: HandOver, before: Sequence[Effect]) -> Change:
+    """The write that makes `outcome.step` the current step of the action."""
+    step = make_step(outcome.step, outcome.host, seq=action.step.seq + 1)
+    return {
+        "set": {"task_state": STEPS[outcome.step].path[0], **outcome.set},
+        "step": step,
+        "action": {f"notes.{name}": value for name, value in outcome.notes.items()},
+        "effects": [*before, *outcome.effects],
+    }
+
+
+def rescheduled(instance: Instance, action: ActionState, fault: Fault) -> Change:
+    """The write that sends a failed create to the next host: this one is excluded, its claim given back."""
+    finished = effects.step_finished(
+        action.id, action.step.seq, at=fault.created, result="Error", details=fault.message
+    )
+    excluded = [*action.notes.get("excluded", ()), instance.host]
+    again = HandOver(
+        "select",
+        None,
+        {"host": None, "claim": None},
+        {"excluded": excluded, "last_fault": fault.model_dump()},
+        [effects.release(instance.id, instance.claim)] if instance.claim else [],
+    )
+    return handed_over(instance, action, again, [finished])
+
+
+def failed(instance: Instance, action: ActionState, fault: Fault, states: Mapping[str, Any]) -> Change:
+    """The write that ends an action with a fault."""
+    now = fault.created
+    finished = effects.step_finished(
+        action.id, action.step.seq, at=now, result="Error", details=fault.message, traceback=fault.details or None
+    )
+    closed = effects.closed(action.id, at=now, result="Error", message=fault.message)
+    told = lifecycle(instance, action.name, "error", after={"task_state": None, **states}, request_id=action.id, fault=fault)
+    given_back = []
+    if "claim" in states and instance.claim:
+        given_back.append(effects.release(instance.id, instance.claim))
+    return {
+        "set": {"task_state": None, "fault": fault.model_dump(), **states},
+        "end": True,
+        "effects": [finished, closed, told, *given_back],
+    }

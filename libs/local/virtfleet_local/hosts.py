@@ -1,0 +1,76 @@
+"""The simulated machines of a local fleet: each a folder with a hypervisor root of its own, and guests under it."""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+
+from virtfleet_local.processes import end, processes_naming
+
+# No daemon, no cgroups, no namespaces: QEMU is an ordinary child process that writes its own log. As root, it must be
+# told to stay root: where /dev/kvm exists and its user may not open it, libvirt would probe QEMU again and again.
+_QEMU_CONF = """\
+dynamic_ownership = 0
+remember_owner = 0
+namespaces = []
+cgroup_controllers = []
+security_driver = "none"
+stdio_handler = "file"
+"""
+_AS_ROOT = 'user = "root"\ngroup = "root"\n'
+# A socket's path may have 107 letters; QEMU's, below the root: lib/qemu/domain-<id>-<20 letters of the name>/monitor.sock
+_LONGEST_ROOT = 50
+
+
+def host_folder(data: Path, host: str) -> Path:
+    """All that a host has: its identity, its guests' disks, and the root of its hypervisor."""
+    return data / "hosts" / host
+
+
+def hypervisor_root(data: Path, host: str) -> Path:
+    """The root of the host's `qemu:///embed`: through a short link where the path itself is too long for a socket."""
+    root = host_folder(data, host) / "libvirt"
+    return root if len(str(root)) <= _LONGEST_ROOT else host_folder(_link(data), host) / "libvirt"
+
+
+def prepare_root(data: Path, host: str) -> None:
+    """Make the root of a host ready for libvirt."""
+    real = host_folder(data, host) / "libvirt"
+    (real / "etc").mkdir(parents=True, exist_ok=True)
+    (real / "etc" / "qemu.conf").write_text((_AS_ROOT if os.geteuid() == 0 else "") + _QEMU_CONF)
+    if hypervisor_root(data, host) != real and not is_linked(data):
+        _link(data).unlink(missing_ok=True)
+        _link(data).symlink_to(data, target_is_directory=True)
+
+
+def is_linked(data: Path) -> bool:
+    """Whether the short link is there, leads to `data`, and is nobody else's."""
+    link = _link(data)
+    return link.is_symlink() and link.lstat().st_uid == os.geteuid() and link.readlink() == data
+
+
+def remove_link(data: Path) -> None:
+    """Take the short link away, if there is one."""
+    if is_linked(data):
+        _link(data).unlink()
+
+
+def guests(data: Path, host: str = "") -> list[psutil.Process]:
+    """The QEMU processes of one host, or of all."""
+    found = [*processes_naming(host_folder(data, host)), *processes_naming(host_folder(_link(data), host))]
+    return [process for process in found if process.name().startswith("qemu")]
+
+
+def kill_guests(data: Path, host: str = "") -> int:
+    """Cut their power. Looks again until none is left: one may just have been started. Returns how many there were."""
+    killed = 0
+    while alive := guests(data, host):
+        end(alive, 0)
+        killed += len(alive)
+    return killed
+
+
+def _link(data: Path) -> Path:
+    return Path(tempfile.gettempdir(), f"virtfleet-{hashlib.sha256(str(data).encode()).hexdigest()[:8]}")

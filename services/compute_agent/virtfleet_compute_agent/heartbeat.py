@@ -1,0 +1,87 @@
+"""What the agent tells of its host: a heartbeat with the complete listing, and each change at once."""
+
+from itertools import count
+
+import structlog
+from virtfleet_common.bus import EVENTS, Bus, Outgoing
+from virtfleet_common.errors import Faulty
+from virtfleet_common.events import states_of
+from virtfleet_common.executor import StepExecutor
+from virtfleet_common.messages import GuestReport, Heartbeat, PowerDelta
+from virtfleet_common.ports import Clock, Guest, GuestEvent, Hypervisor
+from virtfleet_common.records import Instance
+from virtfleet_common.states import PowerState
+
+log = structlog.get_logger()
+
+
+class Reporter:
+    """Reports of one boot of the agent, numbered, so that an old one is known as old."""
+
+    def __init__(self, host: str, boot: str, hypervisor: Hypervisor, bus: Bus, clock: Clock) -> None:
+        self._host = host
+        self._boot = boot
+        self._hypervisor = hypervisor
+        self._bus = bus
+        self._clock = clock
+        self._sequence = count(1)
+        self._held_back: dict[str, PowerState] = {}
+
+    async def beat(self) -> None:
+        """Publish a heartbeat. A listing that fails is said to have failed: it proves nothing."""
+        guests, error = None, None
+        try:
+            guests = [_report(guest) for guest in await self._hypervisor.list_guests() if guest.is_ours]
+        except Faulty as fault:
+            error = fault.message
+        heartbeat = Heartbeat(
+            host=self._host,
+            boot_id=self._boot,
+            sequence=next(self._sequence),
+            sent_at=self._clock.now(),
+            is_responsive=self._hypervisor.is_responsive,
+            guests=guests,
+            listing_error=error,
+        )
+        await self._publish("heartbeat", heartbeat)
+
+    async def follow(self, executor: StepExecutor) -> None:
+        """Publish each lifecycle change as libvirt reports it, for ever.
+
+        The changes that a step of ours makes are its own to record: what is left when it ended is told by `after`.
+        """
+        async for event in self._hypervisor.events():
+            if executor.is_at_work(event.instance_id):
+                self._held_back[event.instance_id] = event.power_state
+            else:
+                await self._tell(event)
+
+    async def after(self, instance: Instance) -> None:
+        """A step of ours on this instance ended: tell what the guest did since, if the record does not say so."""
+        last = self._held_back.pop(instance.id, None)
+        if last is not None and last.shown != states_of(instance)["power_state"]:
+            await self._tell(GuestEvent(instance.id, last))
+
+    async def _tell(self, event: GuestEvent) -> None:
+        try:
+            guest = await self._hypervisor.observe(event.instance_id)
+        except Faulty as error:
+            log.warning("delta.not_observed", instance_id=event.instance_id, error=error.message)
+            return
+        if guest is None or not guest.is_ours:
+            return  # a guest that is gone is found missing by the listings
+        delta = PowerDelta(host=self._host, boot_id=self._boot, sequence=next(self._sequence), guest=_report(guest))
+        await self._publish("delta", delta)
+
+    async def _publish(self, word: str, data: Heartbeat | PowerDelta) -> None:
+        message = Outgoing(
+            EVENTS, f"host.{self._host}.{word}", f"virtfleet.host.{word}", data, f"virtfleet/compute/{self._host}"
+        )
+        try:
+            await self._bus.publish(message)
+        except Faulty as error:
+            log.warning("report.not_sent", word=word, error=error.message)
+
+
+def _report(guest: Guest) -> GuestReport:
+    return GuestReport(instance_id=guest.instance_id, power_state=guest.power_state, epoch=guest.epoch)

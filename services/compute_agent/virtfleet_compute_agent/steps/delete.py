@@ -1,0 +1,27 @@
+"""Delete: the guest, its definition and its files go; then its claims, and the record says deleted."""
+
+from datetime import UTC, datetime
+
+from virtfleet_common import effects
+from virtfleet_common.events import settled
+from virtfleet_common.executor import StepRun
+from virtfleet_common.failpoints import reach
+from virtfleet_common.outcomes import Done
+from virtfleet_common.states import PowerState, VmState
+
+from virtfleet_compute_agent.steps.context import HostContext
+
+
+async def delete(host: HostContext, run: StepRun) -> Done:
+    """Remove every trace of the guest from this host. What is gone already is fine."""
+    await remove(host, run.instance.id)
+    gone = settled(VmState.DELETED, PowerState.NOSTATE, deleted_at=datetime.now(UTC))
+    return Done(gone, effects=[effects.release(run.instance.id)])
+
+
+async def remove(host: HostContext, instance_id: str) -> None:
+    """Destroy the guest, forget its definition, delete its files; each only if it is there."""
+    await host.hypervisor.destroy(instance_id)
+    await host.hypervisor.undefine(instance_id)
+    reach("delete.middle")
+    await host.hypervisor.delete_files(instance_id)

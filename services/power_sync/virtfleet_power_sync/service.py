@@ -1,0 +1,49 @@
+"""power_sync: keeps the record true, and overdue work moving."""
+
+from functools import partial
+
+from virtfleet_common.bus import EVENTS, QueueSpec
+from virtfleet_common.clock import SystemClock
+from virtfleet_common.service import backbone, repeat, run, until_stopped
+from virtfleet_common.settings import PowerSyncSettings
+
+from virtfleet_power_sync.liveness import Liveness, SeenHosts
+from virtfleet_power_sync.overdue import Overdue
+from virtfleet_power_sync.sync import PowerSync
+
+_REPORTS_KEPT = 60.0
+_MOST_REPORTS = 100_000
+REPORTS = QueueSpec(
+    "virtfleet.power-sync",
+    [(EVENTS, "host.*.heartbeat"), (EVENTS, "host.*.delta")],
+    prefetch=256,
+    ttl=_REPORTS_KEPT,
+    max_length=_MOST_REPORTS,
+)
+
+
+async def serve(settings: PowerSyncSettings) -> None:
+    """Take reports and sweep until stopped."""
+    clock = SystemClock()
+    async with backbone("power-sync", settings) as base:
+        seen = SeenHosts(base.store)
+        sync = PowerSync(base.store, base.relay, seen, settings)
+        overdue = Overdue(base.store, base.relay, clock, settings)
+        liveness = Liveness(base.store, base.bus, clock, settings)
+        async with base.bus.consume(REPORTS, sync.take):
+            await until_stopped(
+                repeat(settings.host_write_interval, seen.write),
+                repeat(settings.liveness_interval, liveness.check),
+                repeat(settings.resend_interval, overdue.deliver_unsent),
+                repeat(settings.resend_interval, overdue.send_again),
+            )
+
+
+def main() -> None:
+    """The command `virtfleet-power-sync`."""
+    settings = PowerSyncSettings()
+    run("power-sync", settings, partial(serve, settings))
+
+
+if __name__ == "__main__":
+    main()

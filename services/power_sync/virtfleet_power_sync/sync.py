@@ -1,0 +1,86 @@
+"""Applies reports of hosts to the record: only differences are written, each by compare-and-set."""
+
+from collections import Counter
+
+import structlog
+from virtfleet_common.bus import Delivery
+from virtfleet_common.events import power_changed
+from virtfleet_common.messages import GuestReport, Heartbeat, PowerDelta
+from virtfleet_common.records import Instance
+from virtfleet_common.relay import Relay
+from virtfleet_common.settings import PowerSyncSettings
+from virtfleet_common.states import PowerState
+from virtfleet_common.store import Expect, Mismatch, Store
+
+from virtfleet_power_sync.liveness import SeenHosts
+from virtfleet_power_sync.reconcile import differs
+
+log = structlog.get_logger()
+
+
+class PowerSync:
+    """The consumer of heartbeats and deltas. A report older than one that was read before is dropped."""
+
+    def __init__(self, store: Store, relay: Relay, seen: SeenHosts, settings: PowerSyncSettings) -> None:
+        self._store = store
+        self._relay = relay
+        self._seen = seen
+        self._settings = settings
+        self._missing: Counter[tuple[str, str]] = Counter()
+        self._unknown: set[tuple[str, str]] = set()
+
+    async def take(self, delivery: Delivery) -> None:
+        """The consumer's handler."""
+        if delivery.key.endswith(".heartbeat"):
+            await self._heartbeat(delivery.read(Heartbeat))
+        else:
+            delta: PowerDelta = delivery.read(PowerDelta)
+            if self._seen.is_news(delta.host, delta.boot_id, delta.sequence):
+                await self._apply(delta.host, await self._store.instances.get(delta.guest.instance_id), delta.guest)
+        await delivery.settler.ack()
+
+    async def _heartbeat(self, heartbeat: Heartbeat) -> None:
+        if not self._seen.note(heartbeat):
+            return
+        if heartbeat.guests is None:
+            log.warning("listing.failed", host=heartbeat.host, error=heartbeat.listing_error)
+            return
+        recorded = {one.id: one for one in await self._store.instances.find_on_host(heartbeat.host)}
+        for guest in heartbeat.guests:
+            await self._apply(heartbeat.host, recorded.get(guest.instance_id), guest)
+        listed = {guest.instance_id for guest in heartbeat.guests}
+        for id_, instance in recorded.items():
+            await self._note_presence(heartbeat.host, instance, id_ in listed)
+
+    async def _apply(self, host: str, instance: Instance | None, guest: GuestReport) -> None:
+        if instance is None or instance.host != host:
+            self._report_unknown(host, guest)
+            return
+        await self._adopt(instance, guest.power_state)
+
+    def _report_unknown(self, host: str, guest: GuestReport) -> None:
+        if (host, guest.instance_id) not in self._unknown:
+            self._unknown.add((host, guest.instance_id))
+            log.warning("guest.unknown", host=host, instance_id=guest.instance_id, power_state=guest.power_state)
+
+    async def _note_presence(self, host: str, instance: Instance, is_listed: bool) -> None:
+        """A guest that so many complete listings in a row do not show is missing: its power state is no state."""
+        if is_listed or instance.task_state is not None:
+            del self._missing[host, instance.id]
+            return
+        self._missing[host, instance.id] += 1
+        if self._missing[host, instance.id] >= self._settings.missing_confirmations:
+            await self._adopt(instance, PowerState.NOSTATE)
+
+    async def _adopt(self, instance: Instance, power: PowerState) -> None:
+        difference = differs(instance, power)
+        if difference is None:
+            return
+        expect = Expect(task_states=frozenset({None}), host=instance.host, epoch=instance.epoch, rev=instance.rev)
+        told = power_changed(instance, difference.word, after=difference.set)
+        try:
+            await self._relay.commit(instance.id, expect=expect, set=difference.set, effects=[told])
+        except Mismatch as mismatch:
+            log.info("power.not_adopted", instance_id=instance.id, why=str(mismatch))
+        else:
+            log.info("power.adopted", instance_id=instance.id, **difference.set)

@@ -1,0 +1,537 @@
+"""What every Hypervisor does, on libvirt's test driver and on a real QEMU driver inside this process."""
+
+import asyncio
+import hashlib
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from virtfleet_common import failpoints
+from virtfleet_common.errors import HypervisorFault, HypervisorTimeout, ImageFault
+from virtfleet_common.ports import Guest, GuestEvent, Hypervisor
+from virtfleet_common.records import Flavor, Image, Instance
+from virtfleet_common.settings import AgentSettings
+from virtfleet_common.states import PowerState, VmState
+from virtfleet_compute_agent.hypervisor import LibvirtHypervisor
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+MIB = 1024**2
+OFF = frozenset({PowerState.SHUTOFF})
+FLAVOR = Flavor(_id="f1", name="m1.nano", vcpus=1, ram_mb=64, disk_gb=0)
+
+
+def an_instance(**fields: Any) -> Instance:
+    plain = {"_id": str(uuid4()), "name": "web", "project_id": "p1", "user_id": "u1", "vm_state": VmState.ACTIVE}
+    return Instance(**plain | {"flavor": FLAVOR, "epoch": 1, "created_at": NOW, "updated_at": NOW} | fields)
+
+
+def settings(uri: str, state_dir: Path, **fields: Any) -> AgentSettings:
+    return AgentSettings(hypervisor_uri=uri, state_dir=state_dir, virt_type="qemu", **fields)
+
+
+# An adapter on each driver.
+
+
+@pytest.fixture(scope="session")
+def embed_root() -> Iterator[Path]:
+    """The root of the QEMU driver; a short path, for QEMU's sockets lie below it."""
+    try:
+        pwd.getpwnam("libvirt-qemu")
+    except KeyError:
+        pytest.skip("libvirt's QEMU driver needs the system account libvirt-qemu")
+    root = Path(tempfile.mkdtemp(prefix="vf-"))
+    yield root
+    kill_guests_under(root)
+    shutil.rmtree(root)
+
+
+def kill_guests_under(root: Path) -> None:
+    """End the QEMU processes that a failed test left, by the pid files of their own driver."""
+    for pid_file in root.glob("run/qemu/vf-*.pid"):
+        os.kill(int(pid_file.read_text()), signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+async def embedded(embed_root: Path) -> AsyncIterator[LibvirtHypervisor]:
+    async with opened(settings(f"qemu:///embed?root={embed_root}", embed_root / "state")) as hypervisor:
+        yield hypervisor
+
+
+class opened:  # noqa: N801 (reads as a verb)
+    """An open adapter for the length of a block."""
+
+    def __init__(self, of: AgentSettings) -> None:
+        self._hypervisor = LibvirtHypervisor(of)
+
+    async def __aenter__(self) -> LibvirtHypervisor:
+        await self._hypervisor.open()
+        return self._hypervisor
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._hypervisor.close()
+
+
+@pytest.fixture(params=["test", pytest.param("qemu", marks=pytest.mark.qemu)])
+def real_or_none(request: pytest.FixtureRequest) -> LibvirtHypervisor | None:
+    """The QEMU adapter, or None in the turn of the test driver. Not async, so that it may ask for one that is."""
+    return request.getfixturevalue("embedded") if request.param == "qemu" else None
+
+
+@pytest.fixture
+async def hypervisor(real_or_none: LibvirtHypervisor | None, tmp_path: Path) -> AsyncIterator[LibvirtHypervisor]:
+    if real_or_none is not None:
+        yield real_or_none
+        await remove_guests(real_or_none)
+        return
+    async with opened(settings("test:///default", tmp_path)) as simulated:
+        yield simulated
+        await remove_guests(simulated)
+
+
+@pytest.fixture
+async def real(embedded: LibvirtHypervisor) -> AsyncIterator[LibvirtHypervisor]:
+    yield embedded
+    await remove_guests(embedded)
+
+
+async def remove_guests(hypervisor: Hypervisor) -> None:
+    for guest in await hypervisor.list_guests():
+        await hypervisor.destroy(guest.instance_id)
+        await hypervisor.undefine(guest.instance_id)
+        await hypervisor.delete_files(guest.instance_id)
+
+
+async def build(hypervisor: Hypervisor, **fields: Any) -> Instance:
+    instance = an_instance(**fields)
+    await hypervisor.create_disk(instance)
+    await hypervisor.define(instance)
+    return instance
+
+
+async def run(hypervisor: Hypervisor, **fields: Any) -> Instance:
+    instance = await build(hypervisor, **fields)
+    await hypervisor.start(instance.id)
+    return instance
+
+
+async def seen(hypervisor: Hypervisor, instance: Instance) -> Guest:
+    guest = await hypervisor.observe(instance.id)
+    assert guest is not None
+    return guest
+
+
+async def state_of(hypervisor: Hypervisor, instance: Instance) -> PowerState:
+    return (await seen(hypervisor, instance)).power_state
+
+
+# What both drivers do.
+
+
+async def test_it_says_what_the_host_has(hypervisor: LibvirtHypervisor) -> None:
+    facts = await hypervisor.facts()
+    assert facts.hypervisor_type in {"TEST", "QEMU"}
+    assert facts.total.vcpus >= 1
+    assert facts.total.ram_mb >= 64
+    assert facts.total.disk_gb >= 1
+
+
+async def test_a_host_starts_without_guests_of_ours(hypervisor: LibvirtHypervisor) -> None:
+    assert list(await hypervisor.list_guests()) == []
+    assert await hypervisor.observe(str(uuid4())) is None
+
+
+async def test_a_guest_is_seen_as_it_was_defined(hypervisor: LibvirtHypervisor) -> None:
+    instance = await build(hypervisor, epoch=5)
+    off = Guest(instance.id, PowerState.SHUTOFF, None, epoch=5, action_id=None)
+    assert await hypervisor.observe(instance.id) == off
+    assert list(await hypervisor.list_guests()) == [off]
+
+
+async def test_a_life_and_each_of_its_steps_twice(hypervisor: LibvirtHypervisor) -> None:
+    instance = an_instance()
+    steps: list[tuple[Callable[[], Awaitable[None]], PowerState | None]] = [
+        (lambda: hypervisor.define(instance), PowerState.SHUTOFF),
+        (lambda: hypervisor.start(instance.id), PowerState.RUNNING),
+        (lambda: hypervisor.pause(instance.id), PowerState.PAUSED),
+        (lambda: hypervisor.unpause(instance.id), PowerState.RUNNING),
+        (lambda: hypervisor.save(instance.id), PowerState.SHUTOFF),
+        (lambda: hypervisor.start(instance.id), PowerState.RUNNING),
+        (lambda: hypervisor.destroy(instance.id), PowerState.SHUTOFF),
+        (lambda: hypervisor.request_shutdown(instance.id), PowerState.SHUTOFF),
+        (lambda: hypervisor.undefine(instance.id), None),
+        (lambda: hypervisor.destroy(instance.id), None),
+        (lambda: hypervisor.delete_files(instance.id), None),
+    ]
+    await hypervisor.create_disk(instance)
+    for step, expected in steps:
+        for _ in range(2):
+            await step()
+            guest = await hypervisor.observe(instance.id)
+            assert (guest.power_state if guest else None) == expected
+
+
+async def test_a_saved_guest_says_so_until_it_is_undefined(hypervisor: LibvirtHypervisor) -> None:
+    instance = await run(hypervisor)
+    await hypervisor.save(instance.id)
+    assert (await seen(hypervisor, instance)).has_managed_save
+    assert [guest.has_managed_save for guest in await hypervisor.list_guests()] == [True]
+    await hypervisor.undefine(instance.id)
+    await hypervisor.define(instance)
+    assert not (await seen(hypervisor, instance)).has_managed_save
+
+
+async def test_a_start_lets_a_paused_guest_go_on(hypervisor: LibvirtHypervisor) -> None:
+    instance = await run(hypervisor)
+    await hypervisor.pause(instance.id)
+    await hypervisor.start(instance.id)
+    assert await state_of(hypervisor, instance) is PowerState.RUNNING
+
+
+async def test_a_restart_changes_the_domain_id(hypervisor: LibvirtHypervisor) -> None:
+    instance = await run(hypervisor)
+    before = (await seen(hypervisor, instance)).domain_id
+    await hypervisor.destroy(instance.id)
+    await hypervisor.start(instance.id)
+    after = (await seen(hypervisor, instance)).domain_id
+    assert before is not None
+    assert after not in {None, before}
+
+
+async def test_a_new_definition_carries_the_new_epoch(hypervisor: LibvirtHypervisor) -> None:
+    instance = await build(hypervisor, epoch=1)
+    await hypervisor.define(instance.model_copy(update={"epoch": 2}))
+    assert [guest.epoch for guest in await hypervisor.list_guests()] == [2]
+
+
+async def test_a_running_guest_is_not_undefined(hypervisor: LibvirtHypervisor) -> None:
+    instance = await run(hypervisor)
+    with pytest.raises(HypervisorFault) as refused:
+        await hypervisor.undefine(instance.id)
+    assert refused.value.facts["operation"] == "undefine"
+    assert await state_of(hypervisor, instance) is PowerState.RUNNING
+
+
+async def test_what_is_not_there_cannot_be_started(hypervisor: LibvirtHypervisor) -> None:
+    with pytest.raises(HypervisorFault) as failed:
+        await hypervisor.start(str(uuid4()))
+    assert failed.value.facts["operation"] == "start"
+    assert failed.value.facts["code"] == 42  # libvirt's VIR_ERR_NO_DOMAIN
+
+
+async def test_a_wait_ends_with_the_event(hypervisor: LibvirtHypervisor) -> None:
+    instance = await run(hypervisor)
+    waiting = asyncio.create_task(hypervisor.wait_for_power_state(instance.id, OFF, timeout=20))
+    await hypervisor.destroy(instance.id)
+    ended = time.monotonic()
+    guest = await waiting
+    assert guest is not None
+    assert guest.power_state is PowerState.SHUTOFF
+    assert time.monotonic() - ended < 0.5  # well within the re-check
+
+
+async def test_a_wait_in_vain_says_what_is(hypervisor: LibvirtHypervisor) -> None:
+    instance = await run(hypervisor)
+    guest = await hypervisor.wait_for_power_state(instance.id, OFF, timeout=0.05)
+    assert guest is not None
+    assert guest.power_state is PowerState.RUNNING
+
+
+async def test_lifecycle_changes_are_reported(hypervisor: LibvirtHypervisor) -> None:
+    events = hypervisor.events()
+    instance = await run(hypervisor)
+    await until_event(events, GuestEvent(instance.id, PowerState.RUNNING))
+    await hypervisor.pause(instance.id)
+    await until_event(events, GuestEvent(instance.id, PowerState.PAUSED))
+    await hypervisor.destroy(instance.id)
+    await until_event(events, GuestEvent(instance.id, PowerState.SHUTOFF))
+    await hypervisor.undefine(instance.id)
+    await until_event(events, GuestEvent(instance.id, PowerState.NOSTATE))
+
+
+async def until_event(events: AsyncIterator[GuestEvent], wanted: GuestEvent) -> None:
+    async with asyncio.timeout(5):
+        while await anext(events) != wanted:
+            pass
+
+
+async def test_only_an_instance_id_names_files_to_delete(hypervisor: LibvirtHypervisor) -> None:
+    with pytest.raises(HypervisorFault):
+        await hypervisor.delete_files("../images")
+
+
+# What the test driver is enough to show: calls that hang, many guests, closing.
+
+
+async def test_a_hung_call_holds_up_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    traps = tmp_path / "traps"
+    traps.mkdir()
+    monkeypatch.setattr(failpoints, "_FOLDER", str(traps))
+    limits = settings("test:///default", tmp_path, libvirt_workers=2, libvirt_timeout=0.2)
+    async with opened(limits) as hypervisor:
+        one, other = await run(hypervisor), await run(hypervisor)
+        await hang(hypervisor, one, traps)
+        await hypervisor.pause(other.id)
+        assert await state_of(hypervisor, other) is PowerState.PAUSED
+        assert hypervisor.is_responsive
+
+        await hang(hypervisor, one, traps)
+        assert not hypervisor.is_responsive
+        assert {guest.instance_id for guest in await hypervisor.list_guests()} == {one.id, other.id}
+        with pytest.raises(HypervisorTimeout):
+            await hypervisor.observe(other.id)
+
+        (traps / "hypervisor.destroy.release").touch()
+        await until(lambda: hypervisor.is_responsive)
+        await remove_guests(hypervisor)
+
+
+async def hang(hypervisor: Hypervisor, instance: Instance, traps: Path) -> None:
+    (traps / "hypervisor.destroy").write_text("hang")
+    with pytest.raises(HypervisorTimeout):
+        await hypervisor.destroy(instance.id)
+
+
+async def test_hung_listings_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failpoints, "_FOLDER", str(tmp_path))
+    async with opened(settings("test:///default", tmp_path, listing_timeout=0.2)) as hypervisor:
+        (tmp_path / "hypervisor.list_guests").write_text("hang")
+        with pytest.raises(HypervisorTimeout):
+            await hypervisor.list_guests()
+        before = time.monotonic()
+        with pytest.raises(HypervisorTimeout):
+            await hypervisor.list_guests()
+        assert time.monotonic() - before < 0.1
+        assert not hypervisor.is_responsive
+        assert await hypervisor.observe(str(uuid4())) is None
+
+        (tmp_path / "hypervisor.list_guests.release").touch()
+        await until(lambda: hypervisor.is_responsive)
+        assert list(await hypervisor.list_guests()) == []
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not is_so():  # noqa: ASYNC110 (threads set it, no event tells)
+            await asyncio.sleep(0.01)
+
+
+async def test_a_listing_of_many_guests_is_cheap(tmp_path: Path) -> None:
+    async with opened(settings("test:///default", tmp_path)) as hypervisor:
+        for _ in range(200):
+            await build(hypervisor)
+        spent = []
+        for _ in range(5):
+            start = time.process_time()
+            assert len(await hypervisor.list_guests()) == 200
+            spent.append(time.process_time() - start)
+        await remove_guests(hypervisor)
+    assert min(spent) < 0.02
+
+
+async def test_hosts_of_the_test_driver_are_their_own_when_made_from_a_file(tmp_path: Path) -> None:
+    node = tmp_path / "node.xml"
+    node.write_text("<node/>")
+    of_file = settings(f"test:///{node}", tmp_path, simulated_vcpus=3, simulated_ram_mb=77, simulated_disk_gb=9)
+    async with opened(of_file) as one, opened(of_file) as other:
+        await build(one)
+        assert len(await one.list_guests()) == 1
+        assert list(await other.list_guests()) == []
+        total = (await one.facts()).total
+        assert (total.vcpus, total.ram_mb, total.disk_gb) == (3, 77, 9)
+
+
+async def test_subscriptions_end_with_the_connection(tmp_path: Path) -> None:
+    async with opened(settings("test:///default", tmp_path)) as hypervisor:
+        events = hypervisor.events()
+    assert [event async for event in events] == []
+
+
+async def test_a_host_that_cannot_be_reached_is_a_fault(tmp_path: Path) -> None:
+    hypervisor = LibvirtHypervisor(settings(f"test:///{tmp_path}/missing.xml", tmp_path))
+    with pytest.raises(HypervisorFault):
+        await hypervisor.open()
+
+
+# What only a driver with files shows.
+
+
+def qcow2(path: Path, size: str, *arguments: str) -> Path:
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *arguments, str(path), size], check=True)
+    return path
+
+
+def write_into(disk: Path) -> None:
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -q -P 7 0 4k", str(disk)], check=True)
+
+
+def image_of(path: Path, **fields: Any) -> Image:
+    checksum = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+    plain = {"_id": str(uuid4()), "name": "disk", "location": str(path), "checksum": checksum}
+    return Image(**plain | {"created_at": NOW, "updated_at": NOW} | fields)
+
+
+def virtual_size(disk: Path) -> int:
+    return int.from_bytes(disk.read_bytes()[24:32], "big")
+
+
+def folder_of(embed_root: Path, instance: Instance) -> Path:
+    return embed_root / "state" / "instances" / instance.id
+
+
+@pytest.mark.qemu
+async def test_a_disk_lies_over_its_image_and_is_grown_to_the_flavor(
+    real: LibvirtHypervisor, embed_root: Path, tmp_path: Path
+) -> None:
+    image = image_of(qcow2(tmp_path / "base", "10M"))
+    small = await run(real, image=image)
+    large = await build(real, image=image, flavor=FLAVOR.model_copy(update={"disk_gb": 2}))
+    assert virtual_size(folder_of(embed_root, small) / "disk") == 10 * MIB
+    assert virtual_size(folder_of(embed_root, large) / "disk") == 2048 * MIB
+    assert await state_of(real, small) is PowerState.RUNNING
+
+
+@pytest.mark.qemu
+async def test_a_disk_that_is_there_is_kept_and_a_lost_base_comes_back(
+    real: LibvirtHypervisor, embed_root: Path, tmp_path: Path
+) -> None:
+    image = image_of(qcow2(tmp_path / "base", "10M"))
+    instance = await build(real, image=image)
+    disk = folder_of(embed_root, instance) / "disk"
+    write_into(disk)
+    before = disk.read_bytes()
+    base = embed_root / "state" / "images" / image.checksum.removeprefix("sha256:")
+    base.unlink()
+    await real.create_disk(instance)
+    assert base.exists()
+    assert disk.read_bytes() == before
+
+
+@pytest.mark.qemu
+async def test_many_wants_of_one_image_copy_it_once(real: LibvirtHypervisor, embed_root: Path, tmp_path: Path) -> None:
+    image = image_of(qcow2(tmp_path / "base", "11M"))
+    await asyncio.gather(*(real.fetch_image(image) for _ in range(5)))
+    (tmp_path / "base").unlink()
+    await real.fetch_image(image)
+    assert not list((embed_root / "state" / "images").glob("*.part*"))
+
+
+@pytest.mark.qemu
+async def test_bad_images_are_refused_and_not_kept(real: LibvirtHypervisor, embed_root: Path, tmp_path: Path) -> None:
+    good = qcow2(tmp_path / "good", "12M")
+    backed = qcow2(tmp_path / "backed", "12M", "-F", "raw", "-b", "/etc/hostname")
+    text = tmp_path / "text"
+    text.write_text("no disk")
+    bad = [
+        image_of(good, checksum="sha256:" + "0" * 64),
+        image_of(good, location=str(tmp_path / "missing")),
+        image_of(good, location="ftp://example.org/disk"),
+        image_of(good, checksum="md5:1"),
+        image_of(backed),
+        image_of(text),
+    ]
+    for image in bad:
+        with pytest.raises(ImageFault):
+            await real.fetch_image(image)
+    kept = {path.name for path in (embed_root / "state" / "images").glob("*")}
+    assert not kept & {image.checksum.removeprefix("sha256:") for image in bad}
+    assert not [name for name in kept if "part" in name]
+
+
+@pytest.mark.qemu
+async def test_an_image_larger_than_the_flavor_is_refused(real: LibvirtHypervisor, tmp_path: Path) -> None:
+    image = image_of(qcow2(tmp_path / "base", "2G"))
+    instance = an_instance(image=image, flavor=FLAVOR.model_copy(update={"disk_gb": 1}))
+    with pytest.raises(ImageFault):
+        await real.create_disk(instance)
+    await real.delete_files(instance.id)
+
+
+@pytest.mark.qemu
+async def test_a_lost_volume_is_named(real: LibvirtHypervisor, tmp_path: Path) -> None:
+    there, gone = tmp_path / "there", tmp_path / "gone"
+    there.touch()
+    instance = an_instance(block_devices=[{"path": str(there)}, {"path": str(gone)}])
+    assert list(await real.lost_volumes(instance)) == [str(gone)]
+
+
+@pytest.mark.qemu
+async def test_the_console_is_kept_across_starts(real: LibvirtHypervisor, embed_root: Path) -> None:
+    instance = await build(real)
+    log = folder_of(embed_root, instance) / "console.log"
+    for boot in range(5):
+        log.write_bytes(f"boot {boot}\r\n\x1b[1mlogin:\x1b[0m \x07".encode())
+        await real.start(instance.id)
+        await real.destroy(instance.id)
+    kept = "boot 2\nlogin: \nboot 3\nlogin: \nboot 4\nlogin: "
+    assert await real.console_output(instance.id, None) == kept
+    assert await real.console_output(instance.id, 2) == "boot 4\nlogin: "
+    assert await real.console_output(instance.id, 0) == ""
+    assert sorted(path.name for path in log.parent.glob("console.log.*")) == [f"console.log.{n}" for n in (1, 2, 3)]
+
+
+@pytest.mark.qemu
+async def test_deleting_removes_the_folder_and_nothing_else(real: LibvirtHypervisor, embed_root: Path) -> None:
+    one, other = await build(real), await build(real)
+    await real.delete_files(one.id)
+    assert not folder_of(embed_root, one).exists()
+    assert folder_of(embed_root, other).exists()
+
+
+AGENT = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from virtfleet_common.records import Instance
+from virtfleet_common.settings import AgentSettings
+from virtfleet_compute_agent.hypervisor import LibvirtHypervisor
+
+async def main(root, life, record):
+    instance = Instance.model_validate_json(record)
+    uri = f"qemu:///embed?root={root}"
+    hypervisor = LibvirtHypervisor(AgentSettings(hypervisor_uri=uri, state_dir=Path(root, "state"), virt_type="qemu"))
+    await hypervisor.open()
+    if life == "first":
+        await hypervisor.create_disk(instance)
+        await hypervisor.define(instance)
+        await hypervisor.start(instance.id)
+        os.kill(os.getpid(), signal.SIGKILL)
+    [guest] = await hypervisor.list_guests()
+    assert guest.instance_id == instance.id and guest.is_ours and guest.epoch == instance.epoch, guest
+    print(guest.power_state.name)
+    await hypervisor.destroy(instance.id)
+    await hypervisor.undefine(instance.id)
+    await hypervisor.close()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.qemu
+def test_guests_outlive_a_killed_agent(embedded: LibvirtHypervisor, embed_root: Path) -> None:
+    root = Path(tempfile.mkdtemp(prefix="vf-"))
+    try:
+        shutil.copytree(embed_root / "cache", root / "cache")  # spares a new probe of QEMU
+        record = an_instance(epoch=9).model_dump_json(by_alias=True)
+        assert agent(root, "first", record).returncode == -signal.SIGKILL
+        assert len(list(root.glob("run/qemu/vf-*.pid"))) == 1
+        second = agent(root, "second", record)
+        assert second.stdout.split() == ["RUNNING"], second.stderr
+        assert second.returncode == 0
+    finally:
+        kill_guests_under(root)
+        shutil.rmtree(root)
+
+
+def agent(root: Path, life: str, record: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", AGENT, str(root), life, record]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

@@ -1,0 +1,149 @@
+"""The domain XML says what the record says, and reads back as what was written."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from lxml import etree
+from virtfleet_common.errors import HypervisorFault, ImageFault
+from virtfleet_common.records import ActionState, Flavor, Image, Instance, NetworkPort, Step
+from virtfleet_common.states import TaskState, VmState
+from virtfleet_compute_agent.hypervisor.domain_xml import NAMESPACE, Mark, Platform, build_domain, parse_mark
+from virtfleet_compute_agent.hypervisor.layout import Layout
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LAYOUT = Layout(Path("/srv/vf"))
+QEMU = Platform("qemu", "x86_64")
+FLAVOR = Flavor(_id="f1", name="m1.tiny", vcpus=2, ram_mb=512, disk_gb=4)
+
+
+def an_instance(**fields: Any) -> Instance:
+    plain = {"_id": str(uuid4()), "name": "web", "project_id": "p1", "user_id": "u1", "vm_state": VmState.ACTIVE}
+    return Instance(**plain | {"flavor": FLAVOR, "epoch": 7, "created_at": NOW, "updated_at": NOW} | fields)
+
+
+def an_image(**properties: str) -> Image:
+    return Image(
+        _id="i1", name="linux", location="/images/linux.qcow2", checksum="sha256:" + "a" * 64,
+        properties=properties, created_at=NOW, updated_at=NOW,
+    )  # fmt: skip
+
+
+def an_action() -> ActionState:
+    step = Step(name="reboot_hard", executor="host", target="compute.h1.reboot", expects=[TaskState.REBOOTING_HARD])
+    return ActionState(
+        id="req-1", name="reboot", user_id="u1", project_id="p1", step=step, started_at=NOW, expires_at=NOW,
+        original_vm_state=VmState.ACTIVE, progressed_at=NOW,
+    )  # fmt: skip
+
+
+def built(instance: Instance, platform: Platform = QEMU) -> etree._Element:
+    return etree.fromstring(build_domain(instance, LAYOUT, platform))
+
+
+def mark_in(domain: etree._Element) -> Mark | None:
+    element = domain.find(f"metadata/{{{NAMESPACE}}}instance")
+    assert element is not None
+    return parse_mark(etree.tostring(element, encoding="unicode"))
+
+
+def test_size_and_identity_come_from_the_record() -> None:
+    instance = an_instance()
+    domain = built(instance)
+    assert domain.get("type") == "qemu"
+    assert domain.findtext("name") == f"vf-{instance.id}"
+    assert domain.findtext("uuid") == instance.id
+    assert (domain.findtext("memory"), domain.find("memory").get("unit")) == ("512", "MiB")
+    assert domain.findtext("vcpu") == "2"
+    assert [domain.findtext(f"on_{what}") for what in ("poweroff", "reboot", "crash")] == [
+        "destroy", "restart", "destroy",
+    ]  # fmt: skip
+
+
+def test_the_power_button_is_wired() -> None:
+    assert built(an_instance()).find("features/acpi") is not None
+
+
+def test_epoch_and_action_read_back() -> None:
+    assert mark_in(built(an_instance(action=an_action()))) == Mark(7, "req-1")
+    assert mark_in(built(an_instance())) == Mark(7, None)
+
+
+@pytest.mark.parametrize("text", ["not xml", "<instance/>", "<instance epoch='new'/>"])
+def test_a_mark_nobody_understands_is_no_mark(text: str) -> None:
+    assert parse_mark(text) is None
+
+
+def test_names_with_markup_and_control_characters_do_no_harm() -> None:
+    domain = built(an_instance(name="<evil>\x00&\x1b'"))
+    assert domain.findtext(f"metadata/{{{NAMESPACE}}}instance/{{{NAMESPACE}}}name") == "<evil>&'"
+
+
+def test_console_is_appended_to_the_log() -> None:
+    instance = an_instance()
+    source = built(instance).find("devices/serial/source")
+    assert dict(source.attrib) == {"path": f"/srv/vf/instances/{instance.id}/console.log", "append": "on"}
+
+
+def test_volumes_follow_the_root_disk_and_keep_the_names_they_ask_for() -> None:
+    volumes = [
+        {"path": "/dev/vg/a", "type": "block"},
+        {"path": "/vol/b", "format": "qcow2", "target": "vdb"},
+        {"path": "/vol/c", "id": "vol-c"},
+    ]
+    disks = built(an_instance(image=an_image(), block_devices=volumes)).findall("devices/disk")
+    assert [disk.find("target").get("dev") for disk in disks] == ["vda", "vdc", "vdb", "vdd"]
+    assert disks[1].find("source").get("dev") == "/dev/vg/a"
+    assert [disk.find("driver").get("type") for disk in disks] == ["qcow2", "raw", "qcow2", "raw"]
+    assert disks[3].findtext("serial") == "vol-c"
+
+
+def test_an_instance_of_volumes_alone_has_no_root_disk() -> None:
+    disks = built(an_instance(block_devices=[{"path": "/vol/a"}])).findall("devices/disk")
+    assert [disk.find("source").get("file") for disk in disks] == ["/vol/a"]
+    assert disks[0].find("target").get("dev") == "vda"
+
+
+def test_a_volume_without_a_path_is_refused() -> None:
+    with pytest.raises(HypervisorFault):
+        built(an_instance(block_devices=[{"id": "v"}]))
+
+
+def test_network_cards() -> None:
+    macs = [f"52:54:00:00:00:0{number}" for number in range(3)]
+    ports = [
+        NetworkPort(mac=macs[0], network="default"), NetworkPort(mac=macs[1], bridge="br0"), NetworkPort(mac=macs[2]),
+    ]  # fmt: skip
+    cards = built(an_instance(networks=ports)).findall("devices/interface")
+    assert [card.get("type") for card in cards] == ["network", "bridge", "user"]
+    assert [card.find("mac").get("address") for card in cards] == macs
+    assert cards[0].find("source").get("network") == "default"
+    assert cards[1].find("source").get("bridge") == "br0"
+    assert built(an_instance()).find("devices/interface") is None
+
+
+def test_an_image_with_a_kernel_is_booted_directly() -> None:
+    digest = "b" * 64
+    image = an_image(kernel="/boot/vmlinuz", kernel_checksum=f"sha256:{digest}", initrd="/boot/rd", cmdline="quiet")
+    os = built(an_instance(image=image)).find("os")
+    assert os.findtext("kernel") == f"/srv/vf/images/{digest}"
+    assert os.findtext("initrd").startswith("/srv/vf/images/unverified-")
+    assert os.findtext("cmdline") == "quiet"
+    assert os.find("boot") is None
+
+
+def test_without_a_kernel_the_guest_boots_from_its_disk() -> None:
+    assert built(an_instance(image=an_image())).find("os/boot").get("dev") == "hd"
+
+
+def test_a_checksum_that_is_none_is_refused() -> None:
+    with pytest.raises(ImageFault):
+        built(an_instance(image=an_image(kernel="/k", kernel_checksum="sha256:../../etc/passwd")))
+
+
+@pytest.mark.parametrize("bad", ["../../etc", "", "x", str(uuid4()).upper(), "{" + str(uuid4()) + "}"])
+def test_only_a_uuid_names_a_folder(bad: str) -> None:
+    with pytest.raises(HypervisorFault):
+        LAYOUT.instance(bad)
