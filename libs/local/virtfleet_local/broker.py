@@ -13,10 +13,12 @@ import shutil
 from pathlib import Path
 from typing import Any, Self
 
-from virtfleet_local.processes import ManagedProcess, StartError, free_ports, is_listening
+from virtfleet_local.processes import ManagedProcess, StartError, free_ports, is_free, is_listening
 
 SERVICE_USER = "virtfleet"
 PROGRAM_USERS = ("member", "other")
+_USERS = (SERVICE_USER, *PROGRAM_USERS)
+_PORTS = ("port", "names_port", "peer_port")
 _SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 # A program's own queues: those the broker names, and those under the program's user name.
 _OWN_QUEUES = r"(amq\.gen|client|{user})[-.].*"
@@ -47,6 +49,9 @@ class Broker:
 
     def start(self, timeout: float = 90.0) -> None:
         """Start it and wait until it takes connections."""
+        if self.process.is_running():
+            return
+        self._leave_taken_ports()
         self._write_configuration()
         self._names.start(["epmd", "-port", str(self._known["names_port"]), "-address", "127.0.0.1"], os.environ)
         self._names.wait_until(lambda: is_listening(self._known["names_port"]), 10)
@@ -85,12 +90,20 @@ class Broker:
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / "broker.json"
         if not file.exists():
-            port, names_port, peer_port = free_ports(3)
-            passwords = {user: secrets.token_urlsafe(18) for user in (SERVICE_USER, *PROGRAM_USERS)}
-            known = {"port": port, "names_port": names_port, "peer_port": peer_port, "passwords": passwords}
-            file.touch(mode=0o600)
-            file.write_text(json.dumps(known, indent=2))
+            self._remember(_new_ports() | {"passwords": {user: secrets.token_urlsafe(18) for user in _USERS}})
         return dict(json.loads(file.read_text()))
+
+    def _remember(self, known: dict[str, Any]) -> None:
+        file = self.folder / "broker.json"
+        file.touch(mode=0o600)
+        file.write_text(json.dumps(known, indent=2))
+
+    def _leave_taken_ports(self) -> None:
+        """A port that somebody else took while the broker was stopped is exchanged, and the others with it."""
+        self._names.stop()
+        if not all(is_free(self._known[name]) for name in _PORTS):
+            self._known |= _new_ports()
+            self._remember(self._known)
 
     def _write_configuration(self) -> None:
         (self.folder / "enabled_plugins").write_text("[].\n")
@@ -128,6 +141,10 @@ _ERLANG = (
     "+S 2:2 +SDcpu 1:1 +SDio 2 +A 1 +stbt u +sbwt none +sbwtdcpu none +sbwtdio none "
     "+P 65536 +Q 16384 +t 1048576 +zdbbl 32000 -kernel inet_dist_use_interface {127,0,0,1}"
 )
+
+
+def _new_ports() -> dict[str, int]:
+    return dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
 
 
 def _configuration(port: int, definitions: Path) -> str:

@@ -10,19 +10,30 @@ from typing import Any, Self
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
-from virtfleet_local.processes import ManagedProcess, free_ports
+from virtfleet_local.processes import ManagedProcess, free_ports, is_free
 
 REPLICA_SET = "virtfleet"
 _ALREADY_INITIALIZED = 23
 
 
 class Database:
-    """The fleet's MongoDB under `folder`. Start, kill and restart it at will: port and data stay."""
+    """The fleet's MongoDB under `folder`. Start, kill and restart it at will: port and data stay.
 
-    def __init__(self, folder: Path, port: int | None = None) -> None:
+    A port that somebody else took while it was stopped is exchanged for a free one.
+    """
+
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = port or free_ports(1)[0]
         self.process = ManagedProcess("mongod", folder)
+        self._port_file = folder / "port"
+
+    @property
+    def port(self) -> int:
+        """Where it listens, chosen once."""
+        if not self._port_file.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._port_file.write_text(str(free_ports(1)[0]))
+        return int(self._port_file.read_text())
 
     @property
     def url(self) -> str:
@@ -31,6 +42,8 @@ class Database:
 
     def start(self, timeout: float = 60.0) -> None:
         """Start it and wait until it is the primary and takes writes."""
+        if not self.process.is_running() and not is_free(self.port):
+            self._port_file.unlink()
         (self.folder / "data").mkdir(parents=True, exist_ok=True)
         self.process.start(self._argv(), os.environ)
         with self.connect() as client:
@@ -99,7 +112,16 @@ def _initiate(client: MongoClient[dict[str, Any]], config: dict[str, Any]) -> bo
     try:
         client.admin.command("replSetInitiate", config)
     except OperationFailure as error:
-        return error.code == _ALREADY_INITIALIZED
+        return error.code == _ALREADY_INITIALIZED and _reconfigure(client, config)
+    return True
+
+
+def _reconfigure(client: MongoClient[dict[str, Any]], config: dict[str, Any]) -> bool:
+    """A replica set knows its members by address: tell it when the port has changed."""
+    known = client.admin.command("replSetGetConfig")["config"]
+    if known["members"][0]["host"] != config["members"][0]["host"]:
+        new = config | {"version": known["version"] + 1, "protocolVersion": known["protocolVersion"]}
+        client.admin.command("replSetReconfig", new, force=True)
     return True
 
 

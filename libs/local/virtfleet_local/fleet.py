@@ -8,7 +8,6 @@ Everything is found again from the folder alone, so another process may inspect,
 
 import fcntl
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +37,7 @@ DATABASE_NAME = "virtfleet"
 _USERS = ("admin", "member", "other")
 
 
-class NoSuchPart(LookupError):
+class NoSuchPartError(LookupError):
     """No host or service of the fleet has that name. The message says which there are."""
 
 
@@ -222,12 +221,12 @@ class LocalFleet:
     def _service(self, name: str) -> Service:
         known = {service.name: service for service in self.services()}
         if name not in known:
-            raise NoSuchPart(f"no service is called {name!r}: there are {', '.join(known)}")
+            raise NoSuchPartError(f"no service is called {name!r}: there are {', '.join(known)}")
         return known[name]
 
     def _host(self, name: str) -> Service:
         if name not in self.file.hosts:
-            raise NoSuchPart(f"no host is called {name!r}: there are {', '.join(self.file.hosts)}")
+            raise NoSuchPartError(f"no host is called {name!r}: there are {', '.join(self.file.hosts)}")
         return self._service(name)
 
     @contextmanager
@@ -235,6 +234,5 @@ class LocalFleet:
         """One `up` or `down` at a time in a folder; the kernel lets go of the lock when its holder dies."""
         self.data.mkdir(parents=True, exist_ok=True)
         with (self.data / "lock").open("w") as lock:
-            os.set_inheritable(lock.fileno(), False)
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

@@ -6,7 +6,6 @@ The kernel comes out of Debian's package, which is unpacked and not installed. T
 from its initial RAM disk, and uses the disk to show that what it wrote is still there.
 """
 
-import gzip
 import hashlib
 import json
 import os
@@ -25,6 +24,8 @@ from virtfleet_common.records import Image
 _KERNEL_PACKAGE = "linux-image-cloud-amd64"
 _MODULES = ("virtio_pci", "virtio_blk", "evdev", "button")
 _DISK_MIB = 64
+# In 64 MiB the kernel cannot unpack itself.
+_MIN_RAM_MB = 80
 _BUSYBOX = Path("/bin/busybox")
 _RECIPE = Path(__file__).with_name("guest")
 # Under software emulation each of these saves a piece of the boot: no searching for hardware that is not there, no
@@ -36,7 +37,7 @@ _CMDLINE = (
 _VARIANTS = {"tiny": _CMDLINE, "tiny-deaf": f"{_CMDLINE} virtfleet.acpi=ignore"}
 
 
-class BuildFailed(RuntimeError):  # noqa: N818 - said as it happens
+class BuildError(RuntimeError):
     """A tool is missing or refused. The message says which, and what to do."""
 
 
@@ -67,7 +68,7 @@ def find(folder: Path | None = None) -> GuestImage | None:
 
 
 def build(folder: Path | None = None) -> GuestImage:
-    """The image, built unless it is in the cache. Raises BuildFailed."""
+    """The image, built unless it is in the cache. Raises BuildError."""
     folder = folder or cache_folder()
     if image := find(folder):
         return image
@@ -104,7 +105,7 @@ def _entry(number: str, name: str, cmdline: str, image: GuestImage) -> Image:
         location=str(image.disk),
         checksum=image.checksums["disk"],
         size=image.disk.stat().st_size,
-        min_ram_mb=64,
+        min_ram_mb=_MIN_RAM_MB,
         properties={
             "kernel": str(image.kernel),
             "kernel_checksum": image.checksums["kernel"],
@@ -143,7 +144,16 @@ def _make_initrd(work: Path, package: Path) -> Path:
     (root / "modules/order").write_text(" ".join(module.stem for module in modules))
     names = "\n".join(str(file.relative_to(root)) for file in sorted(root.rglob("*")))
     # Not compressed: unpacking would take the guest longer than reading two MiB more.
-    _run("cpio", "--create", "--format=newc", "--quiet", f"--file={work / 'initrd'}", "--owner=0:0", cwd=root, stdin=names)
+    _run(
+        "cpio",
+        "--create",
+        "--format=newc",
+        "--quiet",
+        f"--file={work / 'initrd'}",
+        "--owner=0:0",
+        cwd=root,
+        stdin=names,
+    )
     return work / "initrd"
 
 
@@ -165,7 +175,7 @@ def _make_disk(work: Path) -> Path:
 
 def _busybox() -> Path:
     if not _BUSYBOX.exists() or b"acpid" not in subprocess.run([_BUSYBOX, "--list"], capture_output=True).stdout:
-        raise BuildFailed(f"no {_BUSYBOX} with acpid: install busybox-static")
+        raise BuildError(f"no {_BUSYBOX} with acpid: install busybox-static")
     return _BUSYBOX
 
 
@@ -181,11 +191,13 @@ def _keep(file: Path, target: Path) -> Path:
 
 def _run(tool: str, *words: str | Path, cwd: Path, stdin: str = "") -> str:
     try:
-        done = subprocess.run([tool, *map(str, words)], cwd=cwd, input=stdin, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(
+            [tool, *map(str, words)], cwd=cwd, input=stdin, capture_output=True, text=True, timeout=600
+        )
     except FileNotFoundError as missing:
-        raise BuildFailed(f"{tool} is not installed") from missing
+        raise BuildError(f"{tool} is not installed") from missing
     if done.returncode:
-        raise BuildFailed(f"{tool} {' '.join(map(str, words))} failed:\n{done.stderr}")
+        raise BuildError(f"{tool} {' '.join(map(str, words))} failed:\n{done.stderr}")
     return done.stdout
 
 

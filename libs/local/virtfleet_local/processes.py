@@ -67,7 +67,7 @@ class ManagedProcess:
         self.pid_file.unlink(missing_ok=True)
 
     def kill(self, *, with_children: bool = False) -> None:
-        """End it at once, as a power cut would; with its children when asked, first, before they can be orphaned."""
+        """End it at once, as a power cut would; when asked, its children too."""
         if process := self._process():
             with suppress(psutil.NoSuchProcess):
                 children = process.children(recursive=True) if with_children else []
@@ -140,7 +140,7 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
     for port in random.SystemRandom().sample(range(15000, 32000), 4000):
         if len(ports) == count:
             return ports
-        if _is_free(host, port):
+        if is_free(port, host):
             ports.append(port)
     raise StartError(f"no {count} free ports on {host}")
 
@@ -152,7 +152,8 @@ def is_listening(port: int, host: str = "127.0.0.1") -> bool:
         return probe.connect_ex((host, port)) == 0
 
 
-def _is_free(host: str, port: int) -> bool:
+def is_free(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether a server could listen there now."""
     with closing(socket.socket()) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

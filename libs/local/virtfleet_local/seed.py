@@ -43,7 +43,7 @@ def amqp_users() -> list[AmqpUser]:
 def flavors() -> list[Flavor]:
     """Small sizes: three guests of the smallest fit where one of a usual size would."""
     return [
-        Flavor(id="1", name="m1.tiny", vcpus=1, ram_mb=64, disk_gb=1),
+        Flavor(id="1", name="m1.tiny", vcpus=1, ram_mb=96, disk_gb=1),
         Flavor(id="2", name="m1.small", vcpus=1, ram_mb=128, disk_gb=2),
         Flavor(id="3", name="m1.medium", vcpus=2, ram_mb=256, disk_gb=4),
     ]

@@ -98,14 +98,10 @@ class Hosts:
     @guarded
     async def claim(self, host_id: str, wanted: Allocation) -> bool:
         """Claim a place: True if the host has it for this claim (now or already), False if the host refused."""
-        need = {kind: getattr(wanted, kind) for kind in KINDS}
-        room = {f"free.{kind}": {"$gte": amount} for kind, amount in need.items() if amount > 0}
+        room = {f"free.{kind}": {"$gte": amount} for kind, amount in _need(wanted).items() if amount > 0}
         fit = {"_id": host_id, "state": HostState.UP, "is_enabled": True, "is_responsive": True, **room}
-        taken = {
-            "$inc": {f"free.{kind}": -amount for kind, amount in need.items()},
-            "$push": {"allocations": wanted.model_dump()},
-        }
-        result = await self._rows.update_one({**fit, "allocations.claim": {"$ne": wanted.claim}}, taken)
+        is_new = {"allocations.claim": {"$ne": wanted.claim}}
+        result = await self._rows.update_one({**fit, **is_new}, as_taken(wanted))
         return result.matched_count == 1 or await self.find_claim(wanted.claim) == host_id
 
     @guarded
@@ -120,21 +116,39 @@ class Hosts:
         mine = {"allocations.claim": claim} if claim else {"allocations.instance_id": instance_id}
         released = 0
         async for row in self._rows.find(mine, {"allocations": 1}):
-            for held in _held(row["allocations"], instance_id, claim):
-                released += await self._give_back(row["_id"], held)
+            allocations = [Allocation.model_validate(one) for one in row["allocations"]]
+            for held in held_by(allocations, instance_id, claim):
+                is_held = {"_id": row["_id"], "allocations.claim": held.claim}
+                result = await self._rows.update_one(is_held, as_given_back(held))
+                released += result.modified_count
         return released
 
-    async def _give_back(self, host_id: str, held: Mapping[str, Any]) -> int:
-        freed = {
-            "$inc": {f"free.{kind}": held[kind] for kind in KINDS},
-            "$pull": {"allocations": {"claim": held["claim"]}},
-        }
-        result = await self._rows.update_one({"_id": host_id, "allocations.claim": held["claim"]}, freed)
-        return result.modified_count
+
+def has_room(host: Host, wanted: Allocation) -> bool:
+    """Whether a host may take a new claim of this size, as the claim's filter says it."""
+    is_fit = host.state is HostState.UP and host.is_enabled and host.is_responsive
+    return is_fit and all(getattr(host.free, kind) >= amount for kind, amount in _need(wanted).items() if amount > 0)
 
 
-def _held(allocations: Sequence[Mapping[str, Any]], instance_id: str, claim: str | None) -> list[Mapping[str, Any]]:
-    return [one for one in allocations if one["instance_id"] == instance_id and claim in (None, one["claim"])]
+def as_taken(wanted: Allocation) -> dict[str, Any]:
+    """A claim as a MongoDB update."""
+    less = {f"free.{kind}": -amount for kind, amount in _need(wanted).items()}
+    return {"$inc": less, "$push": {"allocations": wanted.model_dump()}}
+
+
+def as_given_back(held: Allocation) -> dict[str, Any]:
+    """The release of a claim as a MongoDB update."""
+    more = {f"free.{kind}": amount for kind, amount in _need(held).items()}
+    return {"$inc": more, "$pull": {"allocations": {"claim": held.claim}}}
+
+
+def held_by(allocations: Sequence[Allocation], instance_id: str, claim: str | None) -> list[Allocation]:
+    """The allocations that a release means: one claim of an instance, or all of them."""
+    return [one for one in allocations if one.instance_id == instance_id and claim in (None, one.claim)]
+
+
+def _need(allocation: Allocation) -> dict[str, int]:
+    return {kind: getattr(allocation, kind) for kind in KINDS}
 
 
 def _as_new(host_id: str, uuid: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ a single document is written atomically, so the next step and its announcement a
 all; and every writer names the action, step and claim it acts for, so that a writer that was overtaken cannot write.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -74,6 +75,25 @@ class InstanceQuery:
             clauses.append({"$or": [{"created_at": {"$lt": at}}, {"created_at": at, "_id": {"$lt": id_}}]})
         return wanted | ({"$and": clauses} if clauses else {})
 
+    def matches(self, instance: Instance) -> bool:
+        """Whether an instance belongs on the list, as the filter says it."""
+        image_id = instance.image.id if instance.image else None
+        is_deleted = instance.vm_state is VmState.DELETED
+        place = (instance.created_at, instance.id)
+        return (
+            self.project_id in (None, instance.project_id)
+            and self.host in (None, instance.host)
+            and self.flavor_id in (None, instance.flavor.id)
+            and self.image_id in (None, image_id)
+            and self.reservation_id in (None, instance.reservation_id)
+            and (not self.name_pattern or re.search(self.name_pattern, instance.name) is not None)
+            and (self.changed_since is None or instance.updated_at >= self.changed_since)
+            and (self.vm_states is None or instance.vm_state in self.vm_states)
+            and (self.task_states is None or instance.task_state in self.task_states)
+            and self.is_deleted in (None, is_deleted)
+            and (self.after is None or place < (self.after.created_at, self.after.id))
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
@@ -83,6 +103,16 @@ class Delivered:
     effect_ids: Sequence[str]
     action_id: str | None = None
     seq: int | None = None
+
+    def as_updates(self) -> list[tuple[Expect, dict[str, Any]]]:
+        """The writes that note it, each with its condition."""
+        updates: list[tuple[Expect, dict[str, Any]]] = []
+        if self.effect_ids:
+            updates.append((Expect(), {"$pull": {"outbox": {"id": {"$in": list(self.effect_ids)}}}}))
+        if self.seq is not None:
+            sent = {"$currentDate": {"action.sent_at": True}}
+            updates.append((Expect(action_id=self.action_id, seq=self.seq), sent))
+        return updates
 
 
 class Instances:
@@ -161,14 +191,10 @@ class Instances:
 
     async def mark_delivered(self, delivered: Delivered) -> None:
         """Take delivered effects out of the outbox, and note the step as sent. Calls are gathered into bulk writes."""
-        writes = []
-        if delivered.effect_ids:
-            gone = {"$pull": {"outbox": {"id": {"$in": list(delivered.effect_ids)}}}}
-            writes.append(UpdateOne({"_id": delivered.instance_id}, gone))
-        if delivered.seq is not None:
-            step = {"_id": delivered.instance_id, "action.id": delivered.action_id, "action.step.seq": delivered.seq}
-            writes.append(UpdateOne(step, {"$currentDate": {"action.sent_at": True}}))
-        await self._sent.add(writes)
+        mine = {"_id": delivered.instance_id}
+        await self._sent.add(
+            [UpdateOne({**mine, **expect.as_filter()}, update) for expect, update in delivered.as_updates()]
+        )
 
     @guarded
     async def renew(self, instance_id: str, expect: Expect) -> bool:

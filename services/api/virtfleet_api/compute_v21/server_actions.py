@@ -37,6 +37,10 @@ class ConsoleOutput(Body):
     length: Annotated[Whole, Field(ge=-1)] | None = None
 
 
+class Nothing(Body):
+    """`{"pause": null}`; `{}` does as well."""
+
+
 def _no_args(_: Any) -> Args:
     return {}
 
@@ -47,11 +51,10 @@ def _reboot_name(body: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """How one action reads in a body: its name in ACTIONS, its model (None: null, or anything, is accepted as Nova
-    does), and the arguments it gives the acceptor."""
+    """How one action reads in a body: its name in ACTIONS, its model, and the arguments it gives the acceptor."""
 
     name: str | Callable[[Any], str]
-    model: type[BaseModel] | None = None
+    model: type[BaseModel] = Nothing
     args: Callable[[Any], Args] = _no_args
 
 
@@ -95,8 +98,6 @@ async def _accept(call: Call, row: Row, content: Any, key: str) -> Response:
 
 
 def _arguments(call: Call, row: Row, content: Any, key: str) -> Any:
-    if row.model is None:
-        return None
     try:
         return validated(row.model, {} if content is None else content, call.version)
     except BadRequest as error:

@@ -1,0 +1,41 @@
+"""The Compute API v2.1: one module per resource, each ending in its table of endpoints."""
+
+from virtfleet_api.compute_v21 import (
+    absent,
+    flavors,
+    hypervisors,
+    instance_actions,
+    quotas,
+    server_actions,
+    server_labels,
+    servers,
+    services,
+    versions,
+)
+from virtfleet_api.routing import OPEN, Dialect, Endpoint
+
+# The first that matches is taken, and actions are what is asked for most.
+DIALECT = Dialect(
+    "compute",
+    ("/v2.1",),
+    (
+        *server_actions.ENDPOINTS,
+        *servers.ENDPOINTS,
+        *server_labels.ENDPOINTS,
+        *instance_actions.ENDPOINTS,
+        *flavors.ENDPOINTS,
+        *services.ENDPOINTS,
+        *hypervisors.ENDPOINTS,
+        *quotas.ENDPOINTS,
+        *absent.ENDPOINTS,
+        Endpoint("GET", "", versions.show_v21, OPEN),
+    ),
+)
+ROOT = Dialect(
+    "versions",
+    ("",),
+    (
+        Endpoint("GET", "", versions.list_versions, OPEN),
+        Endpoint("GET", "/v2", versions.show_v20, OPEN),
+    ),
+)
