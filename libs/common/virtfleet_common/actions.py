@@ -1,4 +1,4 @@
-"""Which action is allowed when, and which step comes first: one row per action, read by the accepting code and the docs.
+"""Which action is allowed when, and which step comes first: one row per action, read by accepting code and docs.
 
 Source: the preconditions of Nova's compute API; where a row differs, the reason stands beside it.
 """
@@ -66,9 +66,9 @@ ACTIONS: Mapping[str, ActionSpec] = {
     "lock": ActionSpec("lock", _ANY, _ANY, HostNeed.ANY, None, None, respects_lock=False),
     "unlock": ActionSpec("unlock", _ANY, _ANY, HostNeed.ANY, None, None, respects_lock=False),
     "reset_state": ActionSpec("resetState", _ANY, _ANY, HostNeed.ANY, None, None, role="admin", respects_lock=False),
-    "resize": ActionSpec("resize", _vm(V.ACTIVE, V.STOPPED), _IDLE, HostNeed.UP, T.RESIZE_PREP, "select"),
+    "resize": ActionSpec("resize", _vm(V.ACTIVE, V.STOPPED), _IDLE, HostNeed.UP, T.RESIZE_PREP, "select_destination"),
     "migrate": ActionSpec(
-        "migrate", _vm(V.ACTIVE, V.STOPPED), _IDLE, HostNeed.UP, T.RESIZE_PREP, "select", role="admin"
+        "migrate", _vm(V.ACTIVE, V.STOPPED), _IDLE, HostNeed.UP, T.RESIZE_PREP, "select_destination", role="admin"
     ),
     "confirm_resize": ActionSpec(
         "confirmResize", _vm(V.RESIZED), _IDLE, HostNeed.ANY, T.RESIZE_CONFIRMING, "confirm", status=204
@@ -80,7 +80,7 @@ ACTIONS: Mapping[str, ActionSpec] = {
         _IDLE,
         HostNeed.DOWN,
         T.REBUILDING,
-        "select",
+        "select_shelter",
         role="admin",
         respects_lock=False,
         status=200,

@@ -74,6 +74,11 @@ class LocalFleet:
             return False
         return all(process.is_running() for process in (*self._foundations(), self.process("api")))
 
+    def running(self) -> Self:
+        """This fleet, if one was started here. Raises StartError otherwise."""
+        self.file  # noqa: B018 - raises
+        return self
+
     def up(self, report: Report = lambda _: None) -> None:
         """Start everything and wait until it is ready. On any failure all is stopped again, and the failure raised."""
         with self._locked():
@@ -201,7 +206,7 @@ class LocalFleet:
         self.file.model_copy(update={"pids": running}).write(self._path)
 
     def _sweep(self) -> None:
-        """Stop whatever an earlier fleet of this folder left running: the services, then guests, then what they need."""
+        """Stop whatever runs from this folder: the services, then guests, then what they all stood on."""
         left = [self.process(file.stem) for file in (self.data / "services").glob("*.pid")]
         with ThreadPoolExecutor(max_workers=16) as pool:
             list(pool.map(ManagedProcess.stop, left))

@@ -7,7 +7,6 @@ from its initial RAM disk, and uses the disk to show that what it wrote is still
 """
 
 import hashlib
-import json
 import os
 import re
 import shutil

@@ -20,7 +20,8 @@ security_driver = "none"
 stdio_handler = "file"
 """
 _AS_ROOT = 'user = "root"\ngroup = "root"\n'
-# A socket's path may have 107 letters; QEMU's, below the root: lib/qemu/domain-<id>-<20 letters of the name>/monitor.sock
+# A socket's path may have 107 letters. Below the root, QEMU's monitor needs up to 57 of them:
+# /lib/qemu/domain-<id>-<20 letters of the name>/monitor.sock
 _LONGEST_ROOT = 50
 
 

@@ -28,7 +28,7 @@ def named_id(kind: str, name: str) -> str:
 
 
 def seed(database: Database[dict[str, Any]], tokens: dict[str, str], images: Iterable[Image]) -> None:
-    """Write tokens (by user: `admin`, `member`, `other`), broker users, flavors and images; the same again is no change."""
+    """Write tokens (of `admin`, `member`, `other`), broker users, flavors and images; the same again is no change."""
     _put(database, "tokens", [_token(user, token) for user, token in tokens.items()])
     _put(database, "amqp_users", amqp_users())
     _put(database, "flavors", flavors())

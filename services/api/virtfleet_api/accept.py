@@ -194,6 +194,8 @@ class Acceptor:
         match spec.name:
             case "lock" | "unlock":
                 return await self._lock(who, instance, spec.name, args, action_id)
+            case "resetState":
+                return await self._reset(who, instance, spec, VmState(args["state"]), action_id)
             case "delete" if instance.task_state is TaskState.DELETING:
                 return instance  # as Nova: the second delete is content with the first
             case "delete" if await self._is_beyond_reach(instance):
@@ -263,6 +265,31 @@ class Acceptor:
             set=locked,
             effects=told,
             wait=_READ_YOUR_WRITES,
+        )
+
+    async def _reset(
+        self, who: Identity, instance: Instance, spec: ActionSpec, vm_state: VmState, action_id: str
+    ) -> Instance:
+        """An admin says what the instance is. Nothing is left behind by it: the action in progress ends as superseded."""
+        now = self._clock.now()
+        told = [
+            *superseded(instance, by=spec.name, now=now),
+            effects.opened(
+                action_id,
+                instance_id=instance.id,
+                action=spec.name,
+                user_id=who.user_id,
+                project_id=who.project_id,
+                start=now,
+            ),
+            effects.closed(action_id, at=now, result="Success"),
+            lifecycle(
+                instance, spec.name, "end", after={"vm_state": vm_state, "task_state": None}, request_id=action_id
+            ),
+        ]
+        reset = {"vm_state": vm_state, "task_state": None}
+        return await self._relay.commit(
+            instance.id, expect=self._unchanged(instance), set=reset, end=True, effects=told, wait=_READ_YOUR_WRITES
         )
 
     def _unchanged(self, instance: Instance) -> Expect:

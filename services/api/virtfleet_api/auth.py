@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from hashlib import sha256
 from time import monotonic
 
-from virtfleet_api.identity import Identity
 from virtfleet_common.errors import Unauthorized
 from virtfleet_common.ports import Clock
 from virtfleet_common.records import Token
 from virtfleet_common.store import Store
+
+from virtfleet_api.identity import Identity
 
 _BELIEVED = 5.0
 _MOST = 10_000

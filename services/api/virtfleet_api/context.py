@@ -10,6 +10,10 @@ from pydantic_core import from_json
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.types import Receive, Scope
+from virtfleet_common.errors import BadRequest
+from virtfleet_common.ports import Clock
+from virtfleet_common.settings import ApiSettings
+from virtfleet_common.store import Store
 
 from virtfleet_api.accept import Acceptor
 from virtfleet_api.auth import Authenticator, presented
@@ -17,10 +21,6 @@ from virtfleet_api.identity import Identity
 from virtfleet_api.microversions import MINIMUM
 from virtfleet_api.sources import Consoles, EventSource
 from virtfleet_api.validation import validated
-from virtfleet_common.errors import BadRequest
-from virtfleet_common.ports import Clock
-from virtfleet_common.settings import ApiSettings
-from virtfleet_common.store import Store
 
 M = TypeVar("M", bound=BaseModel)
 Readiness = Callable[[], Awaitable[str | None]]

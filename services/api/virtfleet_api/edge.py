@@ -6,11 +6,11 @@ from uuid import uuid4
 import structlog
 from prometheus_client import Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from virtfleet_common.errors import Refused
 
 from virtfleet_api.context import REQUEST_ID, VERSION
 from virtfleet_api.faults import compute_fault
 from virtfleet_api.microversions import VARY, answer_headers, negotiate
-from virtfleet_common.errors import Refused
 
 COMPUTE = "/v2.1"
 SECONDS = Histogram("virtfleet_http_request_seconds", "Time to answer a request", ["method", "route", "status"])

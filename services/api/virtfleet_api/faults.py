@@ -8,9 +8,9 @@ from typing import Any
 
 import structlog
 from starlette.responses import Response
+from virtfleet_common.errors import Faulty, Refused
 
 from virtfleet_api.answers import answer
-from virtfleet_common.errors import Faulty, Refused
 
 log = structlog.get_logger()
 

@@ -4,11 +4,11 @@ import asyncio
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
+from virtfleet_common.errors import Faulty
 
 from virtfleet_api.answers import answer
 from virtfleet_api.context import Call
 from virtfleet_api.routing import OPEN, Dialect, Endpoint
-from virtfleet_common.errors import Faulty
 
 _PATIENCE = 2.0
 

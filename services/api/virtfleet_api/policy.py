@@ -6,8 +6,9 @@ Readers only read; members act on what is in their project; admins do everything
 from collections.abc import Mapping
 from enum import StrEnum
 
-from virtfleet_api.identity import Identity
 from virtfleet_common.errors import Forbidden
+
+from virtfleet_api.identity import Identity
 
 
 class Role(StrEnum):

@@ -6,7 +6,6 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
-
 from virtfleet_common.errors import BadRequest
 
 M = TypeVar("M", bound=BaseModel)
@@ -89,8 +88,7 @@ def whole_argument(name: str, value: str | None, default: int) -> int:
     if value is None:
         return default
     if not value.isdecimal() or len(value) > 10:
-        message = f"Invalid input for query parameters {name}. Value: {value[:_LONGEST_SHOWN]}. It must be a number >= 0."
-        raise BadRequest(message, rule="query.number")
+        raise _bad_argument(name, value, "number", "It must be a number >= 0.")
     return int(value)
 
 
@@ -100,8 +98,7 @@ def flag_argument(name: str, value: str | None, default: bool = False) -> bool:
         return default
     word = _from_word(value)
     if value and not isinstance(word, bool):
-        message = f"Invalid input for query parameters {name}. Value: {value[:_LONGEST_SHOWN]}. It must be a boolean."
-        raise BadRequest(message, rule="query.boolean")
+        raise _bad_argument(name, value, "boolean", "It must be a boolean.")
     return word is not False
 
 
@@ -113,6 +110,10 @@ def time_argument(name: str, value: str | None) -> datetime | None:
         # A plus sign that the client did not quote arrives as a space.
         at = datetime.fromisoformat(value.replace(" ", "+") if "T" in value else value)
     except ValueError:
-        message = f"Invalid input for query parameters {name}. Value: {value[:_LONGEST_SHOWN]}. It is not an ISO 8601 time."
-        raise BadRequest(message, rule="query.time") from None
+        raise _bad_argument(name, value, "time", "It is not an ISO 8601 time.") from None
     return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def _bad_argument(name: str, value: str, kind: str, why: str) -> BadRequest:
+    message = f"Invalid input for query parameters {name}. Value: {value[:_LONGEST_SHOWN]}. {why}"
+    return BadRequest(message, rule=f"query.{kind}")

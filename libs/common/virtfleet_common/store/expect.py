@@ -81,7 +81,7 @@ def _claimer(action: ActionState | None) -> str:
     return (action.claimed_by or "") if action else ""
 
 
-class Mismatch(Exception):  # noqa: N818 (it is an outcome; whoever asked turns it into a Conflict or LostOwnership)
+class Mismatch(Exception):
     """A compare-and-set lost: the first field that was not as expected, and what is stored (None: no such instance)."""
 
     def __init__(self, attribute: str, value: Any, instance: Instance | None) -> None:

@@ -218,10 +218,14 @@ class Instances:
     @guarded
     async def find_stalled(self, *, unsent: float, allowance: float, limit: int = 500) -> list[Instance]:
         """Instances whose step was not sent for `unsent` seconds, or made no progress for `allowance` seconds."""
-        never_sent = {"action.sent_at": None, "action.claimed_by": None, "action.progressed_at": {"$lt": _ago(unsent)}}
-        stalled = {"action.progressed_at": {"$lt": _ago(allowance)}}
-        rows = self._rows.find({**_IN_PROGRESS, "$or": [never_sent, stalled]}).limit(limit)
+        never_sent = {"action.sent_at": None, "action.claimed_by": None, **_not_moved_for(unsent)}
+        rows = self._rows.find({**_IN_PROGRESS, "$or": [never_sent, _not_moved_for(allowance)]}).limit(limit)
         return [Instance.model_validate(row) async for row in rows]
+
+
+def _not_moved_for(seconds: float) -> dict[str, Any]:
+    # By the database's clock, which wrote the time.
+    return {"$expr": {"$lt": ["$action.progressed_at", {"$subtract": ["$$NOW", int(seconds * 1000)]}]}}
 
 
 def _ago(seconds: float) -> datetime:

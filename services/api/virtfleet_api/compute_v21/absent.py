@@ -4,11 +4,11 @@ Server groups and migrations are here until their workflows are.
 """
 
 from starlette.responses import Response
+from virtfleet_common.errors import NotFound
 
 from virtfleet_api.answers import answer
 from virtfleet_api.context import Call
 from virtfleet_api.routing import Endpoint, Handler
-from virtfleet_common.errors import NotFound
 
 
 def _none(key: str) -> Handler:

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from virtfleet_api.context import Call
 from virtfleet_common.errors import Conflict
 from virtfleet_common.records import Instance
 from virtfleet_common.store import Expect, Mismatch
+
+from virtfleet_api.context import Call
 
 Change = Callable[[Instance], Mapping[str, Any]]
 _TRIES = 20

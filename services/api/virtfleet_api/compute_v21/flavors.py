@@ -6,6 +6,8 @@ from uuid import uuid4
 
 from pydantic import Field
 from starlette.responses import Response
+from virtfleet_common.errors import BadRequest, Conflict, NotFound
+from virtfleet_common.records import Flavor
 
 from virtfleet_api.answers import answer, empty
 from virtfleet_api.compute_v21.shapes import Shape, cut, links, next_links
@@ -13,8 +15,6 @@ from virtfleet_api.context import Call
 from virtfleet_api.policy import may
 from virtfleet_api.routing import Endpoint
 from virtfleet_api.validation import Body, Flag, MetaKey, MetaValue, Name, Whole, flag_argument, whole_argument
-from virtfleet_common.errors import BadRequest, Conflict, NotFound
-from virtfleet_common.records import Flavor
 
 AtLeastOne = Annotated[Whole, Field(ge=1)]
 NotNegative = Annotated[Whole, Field(ge=0)]

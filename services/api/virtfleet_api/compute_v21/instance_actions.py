@@ -1,14 +1,14 @@
 """What was done to a server: its actions, newest first, and the steps of each."""
 
 from starlette.responses import Response
+from virtfleet_common.errors import NotFound
+from virtfleet_common.records import ActionEvent, ActionRecord, Instance
 
 from virtfleet_api.answers import answer
 from virtfleet_api.compute_v21.shapes import Shape, cut, host_id, micros, next_links
 from virtfleet_api.context import Call
 from virtfleet_api.routing import Endpoint
 from virtfleet_api.validation import time_argument
-from virtfleet_common.errors import NotFound
-from virtfleet_common.records import ActionEvent, ActionRecord, Instance
 
 
 async def list_actions(call: Call) -> Response:
@@ -43,10 +43,15 @@ async def show_action(call: Call) -> Response:
 async def _found(call: Call) -> Instance:
     """The server; from 2.21 on also one that was deleted."""
     id_ = call.param("id")
-    found = await call.store.instances.get(id_) if call.version >= 21 else None
-    if found is not None and (call.who.is_admin or found.project_id == call.who.project_id):
-        return found
-    return await call.services.acceptor.find(call.who, id_)
+    return await (find_server(call, id_) if call.version >= 21 else call.services.acceptor.find(call.who, id_))
+
+
+async def find_server(call: Call, id_: str) -> Instance:
+    """A server that the caller may see, be it deleted. Raises NotFound."""
+    found = await call.store.instances.get(id_)
+    if found is None or not (call.who.is_admin or found.project_id == call.who.project_id):
+        raise NotFound(f"Instance {id_} could not be found.", rule="instance_exists")
+    return found
 
 
 def _is_asked_for(call: Call, action: ActionRecord) -> bool:

@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from starlette.datastructures import QueryParams
+from virtfleet_common.errors import BadRequest
+from virtfleet_common.records import Instance
+from virtfleet_common.states import TaskState, VmState, api_status, vm_states_of_status
+from virtfleet_common.store import InstanceQuery
 
 from virtfleet_api.compute_v21.shapes import page_limit
 from virtfleet_api.context import Call
 from virtfleet_api.policy import demand
 from virtfleet_api.validation import flag_argument, time_argument
-from virtfleet_common.errors import BadRequest
-from virtfleet_common.records import Instance
-from virtfleet_common.states import TaskState, VmState, api_status, vm_states_of_status
-from virtfleet_common.store import InstanceQuery
 
 Keep = Callable[[Instance], bool]
 _EVERY_TASK: tuple[TaskState | None, ...] = (None, *TaskState)

@@ -3,13 +3,13 @@
 from dataclasses import dataclass, replace
 
 from starlette.responses import Response
+from virtfleet_common.store import InstanceQuery
 
 from virtfleet_api.answers import answer
 from virtfleet_api.compute_v21.shapes import Shape
 from virtfleet_api.context import Call
 from virtfleet_api.policy import demand
 from virtfleet_api.routing import Endpoint
-from virtfleet_common.store import InstanceQuery
 
 UNLIMITED = -1
 _PAGE = 1000
@@ -90,7 +90,7 @@ async def show_quota(call: Call) -> Response:
 
 def _quota(call: Call) -> Shape:
     project_id = _project(call, call.param("project_id"))
-    limits: Shape = {kind: UNLIMITED for kind in _kinds(call.version)}
+    limits: Shape = dict.fromkeys(_kinds(call.version), UNLIMITED)
     return {"id": project_id} | limits | {"metadata_items": _METADATA}
 
 
@@ -100,7 +100,9 @@ async def show_quota_detail(call: Call) -> Response:
     usage = await usage_of(call, quota["id"])
     used = {"instances": usage.instances, "cores": usage.cores, "ram": usage.ram}
     shapes = {
-        kind: {"limit": limit, "in_use": used.get(kind, 0), "reserved": 0} for kind, limit in quota.items() if kind != "id"
+        kind: {"limit": limit, "in_use": used.get(kind, 0), "reserved": 0}
+        for kind, limit in quota.items()
+        if kind != "id"
     }
     return answer({"quota_set": {"id": quota["id"]} | shapes})
 

@@ -6,13 +6,13 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, Field
 from starlette.responses import Response
+from virtfleet_common.actions import ACTIONS
+from virtfleet_common.errors import BadRequest, Conflict, NotFound
 
 from virtfleet_api.answers import answer, empty
 from virtfleet_api.context import Call
 from virtfleet_api.routing import Endpoint
 from virtfleet_api.validation import Body, Whole, validated
-from virtfleet_common.actions import ACTIONS
-from virtfleet_common.errors import BadRequest, Conflict, NotFound
 
 Args: TypeAlias = Mapping[str, Any]
 

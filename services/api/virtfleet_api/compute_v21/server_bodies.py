@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
+from virtfleet_common.errors import BadRequest
 
 from virtfleet_api.accept import CreateRequest
 from virtfleet_api.validation import Body, Flag, Metadata, Name, Whole
-from virtfleet_common.errors import BadRequest
 
 Tag = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^,/]+$")]
 Tags = Annotated[list[Tag], Field(max_length=50)]

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 
 from starlette.responses import Response
+from virtfleet_common.errors import BadRequest, Forbidden, NotFound
+from virtfleet_common.records import Instance
 
 from virtfleet_api.answers import answer, empty
 from virtfleet_api.compute_v21.edits import edit
@@ -11,8 +13,6 @@ from virtfleet_api.compute_v21.server_view import addresses
 from virtfleet_api.compute_v21.shapes import Shape
 from virtfleet_api.context import Call
 from virtfleet_api.routing import Endpoint, Handler
-from virtfleet_common.errors import BadRequest, Forbidden, NotFound
-from virtfleet_common.records import Instance
 
 _MOST_METADATA = 128
 _MOST_TAGS = 50

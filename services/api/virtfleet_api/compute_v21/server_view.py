@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from virtfleet_api.compute_v21.shapes import Shape, bookmark, host_id, links, micros, zulu
 from virtfleet_common.records import Flavor, Host, Instance
 from virtfleet_common.states import HostState, VmState, api_status
+
+from virtfleet_api.compute_v21.shapes import Shape, bookmark, host_id, links, micros, zulu
 
 _PROGRESSING = frozenset({"ACTIVE", "BUILD", "REBUILD", "RESIZE", "VERIFY_RESIZE", "MIGRATING"})
 _FAULTY = frozenset({"ERROR", "DELETED"})

@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 
 from starlette.responses import Response
+from virtfleet_common.records import Host, Instance
 
 from virtfleet_api.answers import answer, empty
 from virtfleet_api.compute_v21.edits import edit
@@ -14,7 +15,6 @@ from virtfleet_api.compute_v21.server_view import Viewer, brief, core, detail, s
 from virtfleet_api.compute_v21.shapes import Shape, links, next_links
 from virtfleet_api.context import Call
 from virtfleet_api.routing import Endpoint
-from virtfleet_common.records import Host, Instance
 
 _FEW = 20
 

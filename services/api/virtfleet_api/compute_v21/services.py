@@ -6,15 +6,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from starlette.responses import Response
+from virtfleet_common.errors import BadRequest, NotFound
+from virtfleet_common.records import Host
+from virtfleet_common.states import HostState
 
 from virtfleet_api.answers import answer
 from virtfleet_api.compute_v21.shapes import Shape, micros
 from virtfleet_api.context import Call
 from virtfleet_api.routing import Endpoint
 from virtfleet_api.validation import Body, Flag
-from virtfleet_common.errors import BadRequest, NotFound
-from virtfleet_common.records import Host
-from virtfleet_common.states import HostState
 
 BINARY = "nova-compute"
 _FRESH = 3
@@ -100,7 +100,9 @@ def _checked(change: ServiceChange, host: Host, call: Call) -> dict[str, Any]:
     if change.forced_down is not None:
         fields |= _forced(host, change.forced_down, call)
     if not fields:
-        raise BadRequest("No updates were requested. Fields status or forced_down should be given.", rule="service.empty")
+        raise BadRequest(
+            "No updates were requested. Fields status or forced_down should be given.", rule="service.empty"
+        )
     return fields
 
 

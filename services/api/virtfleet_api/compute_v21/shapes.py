@@ -6,9 +6,10 @@ from hashlib import sha224
 from typing import Any
 from urllib.parse import urlencode
 
+from virtfleet_common.errors import BadRequest
+
 from virtfleet_api.context import Call
 from virtfleet_api.validation import whole_argument
-from virtfleet_common.errors import BadRequest
 
 Shape = dict[str, Any]
 

@@ -33,6 +33,7 @@ class Connection:
         self.is_simulated = urlsplit(uri).scheme.partition("+")[0] == "test"
         self._hub: EventHub | None = None
         self._live: libvirt.virConnect | None = None
+        self._subscription: int | None = None
         self._lock = threading.Lock()
 
     def open(self, hub: EventHub) -> None:
@@ -56,8 +57,12 @@ class Connection:
         """Let go. libvirt frees the connection when its last object is gone."""
         with self._lock:
             live, self._live, self._hub = self._live, None, None
-        if live is not None:
-            live.close()
+            subscription, self._subscription = self._subscription, None
+        if live is None:
+            return
+        if subscription is not None:  # it would keep the connection, and with it the test driver's guests
+            live.domainEventDeregisterAny(subscription)
+        live.close()
 
     def _connect(self) -> libvirt.virConnect:
         if self._hub is None:
@@ -68,7 +73,8 @@ class Connection:
         live = libvirt.open(self.uri)
         if not self.is_simulated and root is None:
             live.setKeepAlive(_KEEPALIVE_INTERVAL, _KEEPALIVE_COUNT)
-        live.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._hub.on_lifecycle, None)
+        lifecycle = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
+        self._subscription = live.domainEventRegisterAny(None, lifecycle, self._hub.on_lifecycle, None)
         if self.uri == "test:///default":
             _forget_example(live)
         return live

@@ -7,9 +7,9 @@ import time
 import urllib.error
 import urllib.request
 from collections import defaultdict
-from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 from virtfleet_common.errors import ImageFault
 from virtfleet_common.records import Image
@@ -19,6 +19,7 @@ from virtfleet_compute_agent.hypervisor.pool import Pool
 from virtfleet_compute_agent.hypervisor.qemu_img import describe
 
 _CHUNK = 1024 * 1024
+_PART = ".part-"
 _SILENCE = 60.0  # seconds without a byte after which a server counts as dead
 
 
@@ -36,6 +37,11 @@ class ImageCache:
         for source in sources_of(image):
             await self._fetch(source, image.disk_format if source == base_of(image) else None)
 
+    def remove_leftovers(self) -> None:
+        """Remove what a killed agent was still fetching. Blocking; only before the first fetch."""
+        for part in self._layout.images.glob(f"*{_PART}*"):
+            part.unlink(missing_ok=True)
+
     async def _fetch(self, source: Source, disk_format: str | None) -> None:
         """Whoever comes second waits for the first, and finds the file."""
         path = self._layout.cached(source)
@@ -44,7 +50,7 @@ class ImageCache:
         async with self._flights[path]:
             if path.exists():
                 return
-            part = path.with_name(f"{path.name}.part-{os.getpid()}")
+            part = path.with_name(f"{path.name}{_PART}{uuid4().hex}")
             try:
                 await self._pool.run(lambda: _download(source, part, self._limit), self._limit, "fetch_image")
                 if disk_format is not None:
@@ -71,8 +77,6 @@ def _download(source: Source, part: Path, limit: float) -> None:
     except (OSError, ValueError, urllib.error.URLError) as error:
         raise ImageFault(f"{source.location} cannot be read: {error}", location=source.location) from error
     if source.checksum is not None and digest.hexdigest() != source.checksum:
-        with suppress(FileNotFoundError):
-            part.unlink()
         raise ImageFault(
             f"{source.location} is not what its checksum says",
             location=source.location,

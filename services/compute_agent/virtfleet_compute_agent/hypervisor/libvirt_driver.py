@@ -5,12 +5,13 @@ import platform
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
 import libvirt
 from virtfleet_common import failpoints
-from virtfleet_common.errors import HypervisorFault
+from virtfleet_common.errors import HypervisorFault, HypervisorTimeout
 from virtfleet_common.ports import Guest, GuestEvent, HypervisorFacts
 from virtfleet_common.records import Image, Instance, Resources
 from virtfleet_common.settings import AgentSettings
@@ -65,7 +66,8 @@ class LibvirtHypervisor:
         """Let go of the connection; QEMU guests keep running."""
         if self._hub is not None:
             self._hub.close()
-        await self._call("close", self._connection.close)
+        with suppress(HypervisorTimeout):  # what hangs stays behind on its daemon thread
+            await self._call("close", self._connection.close)
         for pool in (self._steps, self._listing, self._files):
             pool.close()
 
@@ -174,6 +176,7 @@ class LibvirtHypervisor:
         self._connection.open(hub)
         live = self._connection.get()
         if not self._connection.is_simulated:
+            self._images.remove_leftovers()
             live.getVersion()
             self._platform = Platform(self._virt_type(), live.getInfo()[0])
 

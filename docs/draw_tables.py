@@ -1,0 +1,87 @@
+"""Draws docs/tables.md from the action table and the step table: `python docs/draw_tables.py`."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from virtfleet_common.actions import ACTIONS, ActionSpec
+from virtfleet_common.states import TaskState
+from virtfleet_common.steps import STEPS, Executor, StepSpec
+
+PAGE = Path(__file__).with_name("tables.md")
+
+
+def page() -> str:
+    """The whole page."""
+    return "\n".join([*_head(), *_actions(), "", *_steps(), "", *_diagram(), ""])
+
+
+def _head() -> Iterator[str]:
+    yield "# Actions and steps"
+    yield ""
+    yield "Drawn from `virtfleet_common.actions` and `virtfleet_common.steps` by `python docs/draw_tables.py`."
+    yield ""
+
+
+def _actions() -> Iterator[str]:
+    yield "## Which action is allowed when"
+    yield ""
+    yield "| action | vm_state | task_state | host | lock | role | first task state | first step | HTTP |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    for key, spec in ACTIONS.items():
+        if spec.step is None or spec.step in STEPS:
+            yield f"| {key} | " + " | ".join(_action_cells(spec)) + " |"
+
+
+def _action_cells(spec: ActionSpec) -> list[str]:
+    return [
+        _set(spec.vm_states),
+        _set(spec.task_states),
+        spec.needs_host,
+        "respected" if spec.respects_lock else "ignored",
+        spec.role,
+        spec.first_task or "-",
+        spec.step or "-",
+        str(spec.status),
+    ]
+
+
+def _steps() -> Iterator[str]:
+    yield "## Which step runs where"
+    yield ""
+    yield "| step | executed by | task states | when it fails | recorded as |"
+    yield "| --- | --- | --- | --- | --- |"
+    for spec in STEPS.values():
+        path = " -> ".join(spec.path)
+        yield f"| {spec.name} | {_executor(spec)} | {path} | {spec.on_failure} | `{spec.record}` |"
+
+
+def _diagram() -> Iterator[str]:
+    yield "## Task states"
+    yield ""
+    yield "```mermaid"
+    yield "stateDiagram-v2"
+    for key, action in ACTIONS.items():
+        if action.step in STEPS and action.first_task is not None:
+            yield f"    idle --> {_node(action.first_task)}: {key}"
+    for spec in STEPS.values():
+        for before, after in zip(spec.path, spec.path[1:], strict=False):
+            yield f"    {_node(before)} --> {_node(after)}: {spec.name}"
+        follower = "networking" if spec.name == "select" else "idle"
+        yield f"    {_node(spec.path[-1])} --> {follower}: end of {spec.name}"
+    yield "```"
+
+
+def _set(states: Iterable[str | None] | None) -> str:
+    return "any" if states is None else ", ".join(sorted(state or "null" for state in states)) or "(new)"
+
+
+def _executor(spec: StepSpec) -> str:
+    return "a scheduler" if spec.executor is Executor.SCHEDULER else "the host's agent"
+
+
+def _node(state: TaskState) -> str:
+    return state.replace("-", "_")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

@@ -1,0 +1,194 @@
+"""The `virtfleet` command: a whole fleet on this machine, started, watched, broken and mended by hand."""
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from virtfleet_local import guest_image
+from virtfleet_local.fleet import LocalFleet, NoSuchPartError
+from virtfleet_local.layout import FleetFile, HypervisorKind
+from virtfleet_local.processes import StartError
+from virtfleet_local.show import events_of, hosts_table, processes_table
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+_host = typer.Typer(help="Cut a host's power, and give it back.", no_args_is_help=True)
+_service = typer.Typer(help="Kill a service (or a host's agent), and start it again.", no_args_is_help=True)
+_broker = typer.Typer(help="Restart the broker, or make it lose everything.", no_args_is_help=True)
+_db = typer.Typer(help="Restart the database.", no_args_is_help=True)
+_image = typer.Typer(help="The guest that QEMU hosts run.", no_args_is_help=True)
+for _name, _group in {"host": _host, "service": _service, "broker": _broker, "db": _db, "image": _image}.items():
+    app.add_typer(_group, name=_name)
+
+Data = Annotated[Path, typer.Option(envvar="VIRTFLEET_DATA", help="The folder that holds all the fleet has.")]
+Name = Annotated[str, typer.Argument(help="As `virtfleet status` shows it.")]
+_DATA = Path(".virtfleet")
+_console = Console()
+
+
+@app.command()
+def up(
+    hosts: Annotated[int, typer.Option(min=1, max=200, help="How many hosts.")] = 3,
+    hypervisor: Annotated[HypervisorKind, typer.Option(help="Real QEMU guests, or libvirt's simulated ones.")] = "qemu",
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Give the prompt back; stop it with `virtfleet down`.")
+    ] = False,
+    data: Data = _DATA,
+) -> None:
+    """Start a fleet; without --detach, stay, and stop it on Ctrl-C."""
+    fleet = LocalFleet(data, hosts=hosts, hypervisor=hypervisor)
+    if fleet.is_up():
+        _console.print(f"The fleet is already up: {fleet.file.api_url}")
+        return
+    signal.signal(signal.SIGTERM, _interrupt)
+    with _explained(), _console.status("Starting") as status:
+        if hypervisor == "qemu" and guest_image.find() is None:
+            status.update("Building the guest image")
+            guest_image.build()
+        fleet.up(report=status.update)
+    _greet(fleet.file, data)
+    if not detach:
+        _stay(fleet)
+
+
+@app.command()
+def down(data: Data = _DATA) -> None:
+    """Stop the fleet, guests and all. Its data stays for the next `up`."""
+    with _console.status("Stopping"):
+        LocalFleet(data).down()
+    _console.print("The fleet is down.")
+
+
+@app.command()
+def status(data: Data = _DATA) -> None:
+    """Show every process and every host. Exits with 1 when the fleet is not up."""
+    fleet = LocalFleet(data)
+    if not fleet.is_up():
+        _fail(f"No fleet runs from {data}.")
+    _console.print(processes_table(fleet), hosts_table(fleet))
+
+
+@app.command()
+def watch(
+    pattern: Annotated[str, typer.Argument(help="Which events: a routing key, as `instance.reboot.#`.")] = "#",
+    data: Data = _DATA,
+) -> None:
+    """Show events as they happen, until Ctrl-C."""
+    with _explained():
+        asyncio.run(_watch(LocalFleet(data).file, pattern))
+
+
+@_host.command("kill")
+def host_kill(name: Name, data: Data = _DATA) -> None:
+    """Power cut: the agent and its guests die at once."""
+    killed = _try(lambda: LocalFleet(data).kill_host(name))
+    _console.print(f"{name} is off; guests that died with it: {killed}.")
+
+
+@_host.command("start")
+def host_start(name: Name, data: Data = _DATA) -> None:
+    """Power on."""
+    _try(lambda: LocalFleet(data).start_host(name))
+    _console.print(f"{name} is on.")
+
+
+@_service.command("kill")
+def service_kill(name: Name, data: Data = _DATA) -> None:
+    """`kill -9`."""
+    _try(lambda: LocalFleet(data).kill_service(name))
+    _console.print(f"{name} was killed.")
+
+
+@_service.command("start")
+def service_start(name: Name, data: Data = _DATA) -> None:
+    """Start it, and wait until it is ready."""
+    _try(lambda: LocalFleet(data).start_service(name))
+    _console.print(f"{name} is ready.")
+
+
+@_broker.command("restart")
+def broker_restart(data: Data = _DATA) -> None:
+    """Stop RabbitMQ and start it again."""
+    _try(LocalFleet(data).running().broker.restart)
+    _console.print("The broker is back.")
+
+
+@_broker.command("wipe")
+def broker_wipe(data: Data = _DATA) -> None:
+    """Make RabbitMQ lose every queue and every message."""
+    _try(LocalFleet(data).running().broker.wipe)
+    _console.print("The broker is back, and empty.")
+
+
+@_db.command("restart")
+def db_restart(data: Data = _DATA) -> None:
+    """Stop MongoDB and start it again."""
+    _try(LocalFleet(data).running().database.restart)
+    _console.print("The database is back.")
+
+
+@_image.command("build")
+def image_build() -> None:
+    """Build the guest image, unless it is there."""
+    with _explained(), _console.status("Building the guest image"):
+        image = guest_image.build()
+    _console.print(f"The guest image is in {image.kernel.parent}.")
+
+
+def _greet(file: FleetFile, data: Path) -> None:
+    _console.print(f"The fleet is up: {len(file.hosts)} {file.hypervisor} hosts. API and page: {file.api_url}")
+    _console.print(f"Addresses and tokens: {data / 'fleet.json'}. See `virtfleet status` and `virtfleet watch`.")
+
+
+def _stay(fleet: LocalFleet) -> None:
+    """Wait for Ctrl-C, SIGTERM, or a `virtfleet down` elsewhere, which takes fleet.json away."""
+    _console.print("Ctrl-C stops it.")
+    try:
+        while (fleet.data / "fleet.json").exists():
+            threading.Event().wait(1)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with _console.status("Stopping"):
+            fleet.down()
+    _console.print("The fleet is down.")
+
+
+async def _watch(file: FleetFile, pattern: str) -> None:
+    async for line in events_of(file.amqp_url, pattern):
+        _console.print(line)
+
+
+def _try(do: Callable[[], object]) -> object:
+    with _explained(), _console.status("Working"):
+        return do()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What went wrong is said in a sentence; a traceback is for bugs."""
+    try:
+        yield
+    except (StartError, NoSuchPartError, guest_image.BuildError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _fail(why: str) -> NoReturn:
+    Console(stderr=True).print(why, style="red", markup=False)
+    raise typer.Exit(1)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,94 @@
+"""G1 and G2: the executor of a step is killed at its worst moments, and the action ends as if nothing had happened."""
+
+import pytest
+from virtfleet_common.messages import Command, CreateInstance, DeleteInstance, RebootInstance, StopInstance
+from virtfleet_common.states import PowerState, VmState
+
+from tests.world import World
+
+POINTS = ["before_claim", "after_claim", "middle", "before_finish"]
+pytestmark = [pytest.mark.qemu, pytest.mark.fleet]
+
+
+async def suffer(world: World, step: str, point: str, command: Command) -> tuple[str, str, set[int]]:
+    """Send a command, let the executor die at a point of the step, start it again, and read how the action ended.
+
+    Returns the instance's id, how the action ended, and the guests that ran while the executor was dead.
+    """
+    executor = "scheduler" if step == "select" else "host-1"
+    world.arm(f"{step}.{point}")
+    async with world.story() as story:
+        accepted = await world.death_of(executor, lambda: world.client.command(command))
+        instance_id = accepted.instance_ids[0]
+        between = set(world.guests(instance_id))
+        world.fleet.start_service(executor, wait=False)
+        await story.ends(instance_id)
+        if not isinstance(command, DeleteInstance):
+            await story.reads_on(instance_id)
+        (ending,) = story.endings(accepted.action_id)
+    assert (await world.action(accepted.action_id)).result == "Success"
+    return instance_id, ending, between
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("step", ["select", "create"])
+async def test_a_guest_is_created_once_although_the_executor_died(world: World, step: str, point: str) -> None:
+    before = await world.host()
+    id_, ending, between = await suffer(world, step, point, CreateInstance(name="born", flavor="m1.tiny"))
+    instance, host = await world.instance(id_), await world.host()
+    assert (ending, instance.vm_state, instance.power_state) == ("end", VmState.ACTIVE, PowerState.RUNNING)
+    assert len(world.guests(id_)) == 1
+    assert [held.instance_id for held in host.allocations].count(id_) == 1
+    assert host.free.ram_mb == before.free.ram_mb - instance.flavor.ram_mb
+    if (step, point) == ("create", "before_finish"):
+        assert set(world.guests(id_)) == between, "the guest that had been created was started again"
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_a_hard_reboot_happens_once_although_the_agent_died(world: World, point: str) -> None:
+    instance = await world.create()
+    before = set(world.guests(instance.id))
+    command = RebootInstance(instance_id=instance.id, type="HARD")
+    _, ending, between = await suffer(world, "reboot_hard", point, command)
+    after, instance = set(world.guests(instance.id)), await world.instance(instance.id)
+    assert (ending, instance.vm_state, instance.power_state) == ("end", VmState.ACTIVE, PowerState.RUNNING)
+    assert len(after) == 1
+    assert not after & before, "the guest was not rebooted"
+    if point == "before_finish":
+        assert after == between, "the guest that had been rebooted was rebooted again"
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_a_soft_reboot_ends_although_the_agent_died(world: World, point: str) -> None:
+    instance = await world.create()
+    before = set(world.guests(instance.id))
+    command = RebootInstance(instance_id=instance.id, type="SOFT")
+    _, ending, between = await suffer(world, "reboot_soft", point, command)
+    after, instance = set(world.guests(instance.id)), await world.instance(instance.id)
+    assert (ending, instance.vm_state, instance.power_state) == ("end", VmState.ACTIVE, PowerState.RUNNING)
+    assert len(after) == 1
+    assert not after & before, "the guest was not rebooted"
+    if point == "before_finish":
+        assert after == between, "the guest that had been rebooted was rebooted again"
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_a_stop_ends_although_the_agent_died(world: World, point: str) -> None:
+    instance = await world.create()
+    _, ending, _ = await suffer(world, "stop", point, StopInstance(instance_id=instance.id))
+    instance = await world.instance(instance.id)
+    assert (ending, instance.vm_state, instance.power_state) == ("end", VmState.STOPPED, PowerState.SHUTDOWN)
+    assert not world.guests(instance.id)
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_a_delete_leaves_nothing_although_the_agent_died(world: World, point: str) -> None:
+    instance = await world.create()
+    before = await world.host()
+    _, ending, _ = await suffer(world, "delete", point, DeleteInstance(instance_id=instance.id))
+    gone, host = await world.instance(instance.id), await world.host()
+    assert (ending, gone.vm_state) == ("end", VmState.DELETED)
+    assert not world.guests(instance.id)
+    assert not list(world.fleet.data.glob(f"hosts/*/instances/{instance.id}"))
+    assert host.free.ram_mb == before.free.ram_mb + instance.flavor.ram_mb
+    assert instance.id not in [held.instance_id for held in host.allocations]

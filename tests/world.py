@@ -1,0 +1,150 @@
+"""What tests say and see of a running fleet: commands, events, records, guests, and how processes die."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import psutil  # type: ignore[import-untyped]
+from virtfleet_common.client import FleetClient, FleetEvent
+from virtfleet_common.messages import Command, CreateInstance, LockInstance
+from virtfleet_common.records import ActionRecord, Host, Instance
+from virtfleet_common.settings import CommonSettings
+from virtfleet_common.states import VmState
+from virtfleet_common.store import InstanceQuery, Store
+from virtfleet_local import hosts as machines
+from virtfleet_local.fleet import LocalFleet
+
+DEADLINE = 60.0
+"""Seconds a test waits for what must happen; only a failure takes so long."""
+
+
+class World:
+    """One fleet, seen by a member's program and by the tests' own look into the database."""
+
+    def __init__(self, fleet: LocalFleet, failpoints: Path) -> None:
+        self.fleet = fleet
+        self.failpoints = failpoints
+        self.store = Store.connect(CommonSettings(mongodb_url=fleet.file.mongodb_url))
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        self.client = await self._stack.enter_async_context(FleetClient(self.fleet.file.member_amqp_url))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for armed in self.failpoints.iterdir():
+            armed.unlink(missing_ok=True)
+        await self._stack.aclose()
+        self.store.close()
+
+    async def create(self, name: str = "guest", **more: Any) -> Instance:
+        """A guest without image or network, created and active."""
+        async with self.story() as story:
+            accepted = await self.client.command(CreateInstance(name=name, flavor="m1.tiny", **more))
+            await story.ends(accepted.instance_ids[0])
+        instance = await self.instance(accepted.instance_ids[0])
+        assert instance.vm_state is VmState.ACTIVE, instance.fault
+        return instance
+
+    async def instance(self, instance_id: str) -> Instance:
+        """The record."""
+        found = await self.store.instances.get(instance_id)
+        assert found is not None
+        return found
+
+    async def action(self, action_id: str) -> ActionRecord:
+        """An action's history, once it says that the action has finished."""
+        async for _ in polling(f"the record of {action_id} to finish"):
+            found = await self.store.actions.get(action_id)
+            if found is not None and found.finish is not None:
+                return found
+        raise AssertionError
+
+    async def host(self, name: str = "host-1") -> Host:
+        """A host's record."""
+        found = await self.store.hosts.get(name)
+        assert found is not None
+        return found
+
+    def arm(self, point: str, what: str = "kill") -> None:
+        """Lay down a failure."""
+        (self.failpoints / point).write_text(what)
+
+    def is_taken(self, point: str) -> bool:
+        """Whether a failure that was laid down was met."""
+        return not (self.failpoints / point).exists()
+
+    def guests(self, instance_id: str) -> dict[int, psutil.Process]:
+        """The QEMU processes of an instance, by pid, on any host."""
+        found = machines.guests(self.fleet.data)
+        return {process.pid: process for process in found if instance_id in " ".join(process.cmdline())}
+
+    @asynccontextmanager
+    async def story(self) -> AsyncIterator["Story"]:
+        """What is told of all instances, from now on."""
+        async with self.client.subscribed("instance.#") as events:
+            yield Story(self, events)
+
+    async def death_of(self, service: str, do: Callable[[], Any]) -> Any:
+        """Do something, and return its result when the service has died of it."""
+        pid = self.fleet.process(service).pid
+        assert pid is not None
+        process = psutil.Process(pid)
+        result = await do()
+        await asyncio.wait_for(asyncio.to_thread(process.wait), DEADLINE)
+        return result
+
+
+class Story:
+    """The events of instances, in the order of their arrival, copies left out."""
+
+    def __init__(self, world: World, events: AsyncIterator[FleetEvent]) -> None:
+        self._world = world
+        self._events = events
+        self.told: dict[str, FleetEvent] = {}
+
+    async def ends(self, instance_id: str) -> FleetEvent:
+        """The next end or error of an action on this instance."""
+        return await self._next(lambda event: event.data["instance_id"] == instance_id and phase(event) in ENDS)
+
+    async def reads_on(self, instance_id: str) -> None:
+        """Read everything told of an instance up to a mark set now: what did not come by then does not come."""
+        mark = await self._world.client.command(LockInstance(instance_id=instance_id, locked_reason="mark"))
+        await self._next(lambda event: event.data.get("request_id") == mark.action_id)
+
+    def endings(self, action_id: str) -> list[str]:
+        """How an action ended, as often as it did."""
+        return [
+            phase(event)
+            for event in self.told.values()
+            if event.data.get("request_id") == action_id and phase(event) in ENDS
+        ]
+
+    async def _next(self, wanted: Callable[[FleetEvent], bool]) -> FleetEvent:
+        async with asyncio.timeout(DEADLINE):
+            async for event in self._events:
+                is_copy = event.id in self.told
+                self.told[event.id] = event
+                if wanted(event) and not is_copy:
+                    return event
+        raise AssertionError("the events ended")
+
+
+ENDS = frozenset({"end", "error"})
+
+
+def phase(event: FleetEvent) -> str:
+    """`start`, `end` or `error`."""
+    return str(event.data["phase"])
+
+
+async def polling(what: str, every: float = 0.02) -> AsyncIterator[None]:
+    """Look again and again until the loop is left; fails when that takes too long. For what no event announces."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + DEADLINE
+    while loop.time() < deadline:
+        yield
+        await asyncio.sleep(every)
+    raise AssertionError(f"waited in vain for {what}")
