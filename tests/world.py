@@ -1,14 +1,14 @@
 """What tests say and see of a running fleet: commands, events, records, guests, and how processes die."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import psutil  # type: ignore[import-untyped]
 from virtfleet_common.client import FleetClient, FleetEvent
-from virtfleet_common.messages import Command, CreateInstance, LockInstance
+from virtfleet_common.messages import Command, CreateInstance, DeleteInstance, UnlockInstance
 from virtfleet_common.records import ActionRecord, Host, Instance
 from virtfleet_common.settings import CommonSettings
 from virtfleet_common.states import VmState
@@ -36,8 +36,19 @@ class World:
     async def __aexit__(self, *_: object) -> None:
         for armed in self.failpoints.iterdir():
             armed.unlink(missing_ok=True)
-        await self._stack.aclose()
-        self.store.close()
+        try:
+            await self._delete_all()
+        finally:
+            await self._stack.aclose()
+            self.store.close()
+
+    async def _delete_all(self) -> None:
+        async for _ in polling("every instance to be deleted"):
+            left = await self.store.instances.find(InstanceQuery())
+            for instance in left:
+                await self.client.command(DeleteInstance(instance_id=instance.id))
+            if not left:
+                return
 
     async def create(self, name: str = "guest", **more: Any) -> Instance:
         """A guest without image or network, created and active."""
@@ -111,7 +122,7 @@ class Story:
 
     async def reads_on(self, instance_id: str) -> None:
         """Read everything told of an instance up to a mark set now: what did not come by then does not come."""
-        mark = await self._world.client.command(LockInstance(instance_id=instance_id, locked_reason="mark"))
+        mark = await self._world.client.command(UnlockInstance(instance_id=instance_id))
         await self._next(lambda event: event.data.get("request_id") == mark.action_id)
 
     def endings(self, action_id: str) -> list[str]:
@@ -140,7 +151,7 @@ def phase(event: FleetEvent) -> str:
     return str(event.data["phase"])
 
 
-async def polling(what: str, every: float = 0.02) -> AsyncIterator[None]:
+async def polling(what: str, every: float = 0.05) -> AsyncIterator[None]:
     """Look again and again until the loop is left; fails when that takes too long. For what no event announces."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + DEADLINE

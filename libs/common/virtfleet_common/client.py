@@ -10,7 +10,7 @@ have queues that the broker names.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,6 +29,7 @@ from virtfleet_common import errors, messages
 from virtfleet_common.bus import COMMANDS, EVENTS, Outgoing, read_event
 from virtfleet_common.errors import BadMessage, BusUnavailable, Forbidden, Refused, Unauthorized, Unroutable
 from virtfleet_common.messages import Command, CommandAccepted, CommandRejected
+from virtfleet_common.rabbit import connect, is_alive
 
 log = structlog.get_logger()
 _KEYS = {model: key for key, model in messages.COMMANDS.items()}
@@ -54,8 +55,7 @@ class FleetClient:
     """A program's connection to the fleet, made again when a command finds it lost."""
 
     def __init__(self, url: str, *, source: str = "virtfleet/client") -> None:
-        given = URL(url)
-        self._url = given if "heartbeat" in given.query else given.update_query(heartbeat=10)
+        self._url = url
         self._source = source
         self._lock = asyncio.Lock()
         self._connection: AbstractConnection | None = None
@@ -99,7 +99,7 @@ class FleetClient:
         except TimeoutError as error:
             raise BusUnavailable(f"no answer to {key} within {timeout} s", key=key, message_id=id_) from error
 
-    async def events(self, *keys: str) -> AsyncIterator[FleetEvent]:
+    async def events(self, *keys: str) -> AsyncGenerator[FleetEvent, None]:
         """Events whose key matches one of the patterns (`*` one word, `#` any number; none: all), from now on.
 
         Raises BusUnavailable when the connection is lost: events may have been missed, so read the state again first.
@@ -152,7 +152,7 @@ class FleetClient:
             message_id=id_,
             correlation_id=asked,
             reply_to=self._reply_to,
-            user_id=self._url.user,
+            user_id=URL(self._url).user,
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
         )
 
@@ -170,10 +170,9 @@ class FleetClient:
             return self._exchange
 
     async def _connected(self) -> AbstractConnection:
-        # A connection that the broker closed is not `is_closed`; it is no longer `connected`.
-        if self._connection is None or self._connection.is_closed or not self._connection.connected.is_set():
+        if self._connection is None or not is_alive(self._connection):
             await self._drop()
-            self._connection = await aio_pika.connect(self._url, timeout=_CONNECT_TIMEOUT)
+            self._connection = await connect(self._url, self._source)
         return self._connection
 
     async def _drop(self) -> None:

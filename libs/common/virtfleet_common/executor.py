@@ -89,7 +89,7 @@ class StepRun:
 class StepExecutor:
     """Executes the steps addressed to `name` (`scheduler`, `compute.<host>`), as boot `boot`.
 
-    `is_only_one`: no other process executes for this name, so a claim of another boot is a dead one's. Otherwise a
+    `stamp` gives the fields that every last write of a step adds. `is_only_one`: no other process executes for this name, so a claim of another boot is a dead one's. Otherwise a
     claim is taken over once it made no progress for the step's allowance.
     """
 
@@ -105,6 +105,7 @@ class StepExecutor:
         handlers: Mapping[str, StepHandler],
         observe: Observe | None = None,
         on_end: Callable[[Instance], Awaitable[None]] | None = None,
+        stamp: Callable[[], Mapping[str, Any]] = dict,
         is_only_one: bool = False,
     ) -> None:
         self.name = name
@@ -116,6 +117,7 @@ class StepExecutor:
         self._handlers = handlers
         self._observe = observe
         self._on_end = on_end
+        self._stamp = stamp
         self._is_only_one = is_only_one
         self._runs: dict[str, tuple[tuple[str, int], asyncio.Task[None]]] = {}
 
@@ -234,7 +236,7 @@ class StepExecutor:
             with telemetry.STEP_SECONDS.labels(run.spec.name).time():
                 change, undo = await self._worked(run)
             reach(f"{run.spec.name}.before_finish")
-            await run.commit(**change)
+            await run.commit(**{**change, "set": {**change["set"], **self._stamp()}})
         except LostOwnership as lost:
             telemetry.STEPS.labels(run.spec.name, "lost").inc()
             log.info("step.lost", step=run.spec.name, why=lost.message)

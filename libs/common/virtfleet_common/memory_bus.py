@@ -1,7 +1,7 @@
 """The bus in memory, for tests: the twin of `RabbitBus`, held to it by one contract suite.
 
-Messages pass through their wire form, so what cannot be serialised fails here too. Queues keep what the quorum queues of
-the real broker promise: each message to one of the competing consumers, returned ones first, a delivery limit, dead
+Messages pass through their wire form, so what cannot be serialised fails here too. Queues keep what the quorum queues
+of the real broker promise: each message to one of the competing consumers, returned ones first, a delivery limit, dead
 letters with their reason.
 """
 

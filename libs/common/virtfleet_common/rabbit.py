@@ -151,6 +151,7 @@ class _Consumer:
             queue.name,
             durable=queue.is_durable,
             exclusive=not queue.is_durable,
+            auto_delete=not queue.is_durable,
             passive=takes_as_is,
             arguments=_arguments(queue),
         )
@@ -168,8 +169,7 @@ class _Link:
     """One connection. The topology is declared with every channel, so nothing that is missing stays missing."""
 
     def __init__(self, url: str, name: str) -> None:
-        given = URL(url)
-        self._url = given if "heartbeat" in given.query else given.update_query(heartbeat=_HEARTBEAT)
+        self._url = url
         self._name = name
         self._lock = asyncio.Lock()
         self._connection: AbstractConnection | None = None
@@ -207,13 +207,28 @@ class _Link:
             await _closed(connection.close())
 
     async def _connected(self) -> AbstractConnection:
-        # A connection that the broker closed is not `is_closed`; it is no longer `connected`.
-        if self._connection is None or self._connection.is_closed or not self._connection.connected.is_set():
+        if self._connection is None or not is_alive(self._connection):
             await self.drop()
-            self._connection = await aio_pika.connect(
-                self._url, timeout=_CONNECT_TIMEOUT, client_properties={"connection_name": self._name}
-            )
+            self._connection = await connect(self._url, self._name)
         return self._connection
+
+
+async def connect(url: str, name: str) -> AbstractConnection:
+    """A connection that the broker shows under `name`."""
+    given = URL(url)
+    with_heartbeat = given if "heartbeat" in given.query else given.update_query(heartbeat=_HEARTBEAT)
+    connection = aio_pika.Connection(with_heartbeat, client_properties={"connection_name": name})
+    try:
+        await connection.connect(timeout=_CONNECT_TIMEOUT)
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
+def is_alive(connection: AbstractConnection) -> bool:
+    """Whether nobody closed it: one that the broker closed is not `is_closed`, it is no longer `connected`."""
+    return not connection.is_closed and connection.connected.is_set()
 
 
 async def _declare_topology(channel: AbstractChannel) -> None:

@@ -100,6 +100,13 @@ class ActionState(Record):
     notes: Mapping[str, Any] = {}
 
 
+class Sighting(Record):
+    """When, in an agent's own counting, a guest's power state was recorded: reports it numbered lower are older."""
+
+    boot: str
+    sequence: int
+
+
 class NetworkPort(Record):
     """One network card: a libvirt network or a bridge, and the card's address on it."""
 
@@ -121,6 +128,7 @@ class Instance(Record):
     vm_state: VmState
     task_state: TaskState | None = None
     power_state: PowerState = PowerState.NOSTATE
+    power_seen: Sighting | None = None
     host: str | None = None
     epoch: int = 0
     claim: str | None = None
@@ -191,6 +199,15 @@ class Host(Record):
     host_ip: str = "127.0.0.1"
     guests: int = 0
     created_at: datetime | None = None
+
+    @property
+    def used(self) -> Resources:
+        """What is allocated: the limits less what is free."""
+        return Resources(
+            vcpus=self.limits.vcpus - self.free.vcpus,
+            ram_mb=self.limits.ram_mb - self.free.ram_mb,
+            disk_gb=self.limits.disk_gb - self.free.disk_gb,
+        )
 
 
 class ActionEvent(Record):

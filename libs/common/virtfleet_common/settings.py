@@ -29,7 +29,7 @@ class CommonSettings(BaseSettings):
     delivery_limit: int = Field(5, description="deliveries of one message before it is dead-lettered")
     heartbeat_interval: float = 5.0
     action_timeout: float = Field(900.0, description="an action that has not ended by then, and makes no progress, fails")
-    step_allowance: float = Field(30.0, description="a step without progress for so long is sent again")
+    step_allowance: float = Field(15.0, description="a step without progress for so long is sent again")
     renew_interval: float = Field(5.0, description="how often an executor renews the progress of a long step")
     max_attempts: int = Field(3, description="hosts that one create or move is tried on")
     deleted_retention: float = Field(30 * 86400.0, description="how long the record of a deleted instance is kept")

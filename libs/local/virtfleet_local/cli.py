@@ -116,21 +116,21 @@ def service_start(name: Name, data: Data = _DATA) -> None:
 @_broker.command("restart")
 def broker_restart(data: Data = _DATA) -> None:
     """Stop RabbitMQ and start it again."""
-    _try(LocalFleet(data).running().broker.restart)
+    _try(lambda: LocalFleet(data).running().broker.restart())
     _console.print("The broker is back.")
 
 
 @_broker.command("wipe")
 def broker_wipe(data: Data = _DATA) -> None:
     """Make RabbitMQ lose every queue and every message."""
-    _try(LocalFleet(data).running().broker.wipe)
+    _try(lambda: LocalFleet(data).running().broker.wipe())
     _console.print("The broker is back, and empty.")
 
 
 @_db.command("restart")
 def db_restart(data: Data = _DATA) -> None:
     """Stop MongoDB and start it again."""
-    _try(LocalFleet(data).running().database.restart)
+    _try(lambda: LocalFleet(data).running().database.restart())
     _console.print("The database is back.")
 
 

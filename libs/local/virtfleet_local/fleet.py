@@ -63,10 +63,7 @@ class LocalFleet:
     @property
     def file(self) -> FleetFile:
         """What `fleet.json` says. Raises StartError when no fleet was started here."""
-        found = FleetFile.read(self._path)
-        if found is None:
-            raise StartError(f"no fleet runs from {self.data}: start one with `virtfleet up`")
-        return found
+        return FleetFile.model_validate_json(self.running()._path.read_text())
 
     def is_up(self) -> bool:
         """Whether the fleet of this folder runs: its broker, its database and its api."""
@@ -76,7 +73,8 @@ class LocalFleet:
 
     def running(self) -> Self:
         """This fleet, if one was started here. Raises StartError otherwise."""
-        self.file  # noqa: B018 - raises
+        if FleetFile.read(self._path) is None:
+            raise StartError(f"no fleet runs from {self.data}: start one with `virtfleet up`")
         return self
 
     def up(self, report: Report = lambda _: None) -> None:

@@ -7,7 +7,6 @@ from its initial RAM disk, and uses the disk to show that what it wrote is still
 """
 
 import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -19,6 +18,8 @@ from pathlib import Path
 from pydantic import BaseModel
 from rich.console import Console
 from virtfleet_common.records import Image
+
+from virtfleet_local.caches import cache_folder
 
 _KERNEL_PACKAGE = "linux-image-cloud-amd64"
 _MODULES = ("virtio_pci", "virtio_blk", "evdev", "button")
@@ -51,15 +52,10 @@ class GuestImage(BaseModel):
     recipe: str
 
 
-def cache_folder() -> Path:
-    """Where the image is kept: `VIRTFLEET_CACHE`, or `.cache` of the checkout."""
-    return Path(os.environ.get("VIRTFLEET_CACHE") or Path(__file__).parents[3] / ".cache") / "guest"
-
-
 def find(folder: Path | None = None) -> GuestImage | None:
     """The image in the cache, if it is whole and of today's recipe."""
     try:
-        image = GuestImage.model_validate_json(((folder or cache_folder()) / "image.json").read_text())
+        image = GuestImage.model_validate_json(((folder or _default_folder()) / "image.json").read_text())
     except (OSError, ValueError):
         return None
     is_whole = all(file.exists() for file in (image.kernel, image.initrd, image.disk))
@@ -68,7 +64,7 @@ def find(folder: Path | None = None) -> GuestImage | None:
 
 def build(folder: Path | None = None) -> GuestImage:
     """The image, built unless it is in the cache. Raises BuildError."""
-    folder = folder or cache_folder()
+    folder = folder or _default_folder()
     if image := find(folder):
         return image
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,6 +91,10 @@ def checksum(file: Path) -> str:
     """The SHA-256 of a file, as the catalogue writes it."""
     with file.open("rb") as content:
         return f"sha256:{hashlib.file_digest(content, 'sha256').hexdigest()}"
+
+
+def _default_folder() -> Path:
+    return cache_folder() / "guest"
 
 
 def _entry(number: str, name: str, cmdline: str, image: GuestImage) -> Image:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
+from virtfleet_local.caches import cache_folder
 from virtfleet_local.processes import end, processes_naming
 
 # No daemon, no cgroups, no namespaces: QEMU is an ordinary child process that writes its own log. As root, it must be
@@ -41,6 +42,7 @@ def prepare_root(data: Path, host: str) -> None:
     real = host_folder(data, host) / "libvirt"
     (real / "etc").mkdir(parents=True, exist_ok=True)
     (real / "etc" / "qemu.conf").write_text((_AS_ROOT if os.geteuid() == 0 else "") + _QEMU_CONF)
+    _share_capabilities(real / "cache")
     if hypervisor_root(data, host) != real and not is_linked(data):
         _link(data).unlink(missing_ok=True)
         _link(data).symlink_to(data, target_is_directory=True)
@@ -60,8 +62,8 @@ def remove_link(data: Path) -> None:
 
 def guests(data: Path, host: str = "") -> list[psutil.Process]:
     """The QEMU processes of one host, or of all."""
-    found = [*processes_naming(host_folder(data, host)), *processes_naming(host_folder(_link(data), host))]
-    return [process for process in found if process.name().startswith("qemu")]
+    found = {*processes_naming(host_folder(data, host)), *processes_naming(host_folder(_link(data), host))}
+    return [process for process in found if process.info["name"].startswith("qemu")]
 
 
 def kill_guests(data: Path, host: str = "") -> int:
@@ -71,6 +73,17 @@ def kill_guests(data: Path, host: str = "") -> int:
         end(alive, 0)
         killed += len(alive)
     return killed
+
+
+def _share_capabilities(cache: Path) -> None:
+    """All hosts here have the same QEMU, and asking it what it can do takes libvirt seconds: keep one answer for all.
+
+    libvirt replaces the file whole, and asks again by itself when QEMU or the kernel has changed.
+    """
+    if not cache.exists():
+        shared = cache_folder() / "libvirt"
+        shared.mkdir(parents=True, exist_ok=True)
+        cache.symlink_to(shared, target_is_directory=True)
 
 
 def _link(data: Path) -> Path:

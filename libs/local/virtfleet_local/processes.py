@@ -127,7 +127,7 @@ def end(processes: Iterable[psutil.Process], timeout: float) -> None:
 def processes_naming(folder: Path) -> list[psutil.Process]:
     """The processes whose command line names a path under `folder`: a host's guests, whoever started them."""
     prefix = f"{folder}/"
-    found = psutil.process_iter(["cmdline", "status"])
+    found = psutil.process_iter(["cmdline", "name"])
     return [p for p in found if any(prefix in word for word in p.info["cmdline"] or ()) and p.pid != os.getpid()]
 
 

@@ -1,5 +1,6 @@
 """What the `virtfleet` command shows: processes, hosts, and events as they happen."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -8,10 +9,13 @@ import psutil  # type: ignore[import-untyped]
 from rich.table import Table
 from rich.text import Text
 from virtfleet_common.client import FleetClient, FleetEvent
+from virtfleet_common.errors import BusUnavailable, Refused
 
 from virtfleet_local.fleet import DATABASE_NAME, LocalFleet
 from virtfleet_local.processes import ManagedProcess
 from virtfleet_local.readiness import is_ready
+
+_RETRY_DELAY = 1.0
 
 
 def processes_table(fleet: LocalFleet) -> Table:
@@ -37,10 +41,16 @@ def hosts_table(fleet: LocalFleet) -> Table:
 
 
 async def events_of(amqp_url: str, pattern: str) -> AsyncIterator[Text]:
-    """One line for each event that matches, for ever."""
-    async with FleetClient(amqp_url) as client:
-        async for event in client.events(pattern):
-            yield _line(event)
+    """One line for each event that matches, for ever: a broker that went away is waited for."""
+    while True:
+        try:
+            async with FleetClient(amqp_url) as client:
+                async for event in client.events(pattern):
+                    yield _line(event)
+        except (BusUnavailable, Refused) as lost:
+            # Refused as well: a wiped broker has no exchange until a service has declared it again.
+            yield Text(f"-- {lost}; trying again", "yellow")
+            await asyncio.sleep(_RETRY_DELAY)
 
 
 def _line(event: FleetEvent) -> Text:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 from pydantic_core import from_json
 from starlette.datastructures import QueryParams
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Receive, Scope
 from virtfleet_common.errors import BadRequest
@@ -28,6 +29,9 @@ Readiness = Callable[[], Awaitable[str | None]]
 
 REQUEST_ID = "virtfleet.request_id"
 VERSION = "virtfleet.version"
+SEEN = "virtfleet.seen"
+"""In the scope: what the inside tells the edge of a request, in a dictionary that copies of the scope share."""
+_LARGEST_BODY = 1024 * 1024
 _NOBODY = Identity("", "", frozenset())
 
 
@@ -82,14 +86,22 @@ class Call:
         return value
 
     async def json(self) -> dict[str, Any]:
-        """The body. Raises BadRequest if it is not a JSON object."""
+        """The body. Raises BadRequest if it is not a JSON object, HTTPException 413 if it is too large."""
         try:
-            content = from_json(await self.request.body(), allow_inf_nan=False)
+            content = from_json(await self._body(), allow_inf_nan=False)
         except ValueError as error:
             raise BadRequest(f"Malformed request body: it is not JSON ({error}).", rule="body.json") from None
         if not isinstance(content, dict):
             raise BadRequest("Malformed request body: it is not a JSON object.", rule="body.object")
         return content
+
+    async def _body(self) -> bytes:
+        body = b""
+        async for part in self.request.stream():
+            body += part
+            if len(body) > _LARGEST_BODY:
+                raise HTTPException(413, "The body is too large.")
+        return body
 
     async def read(self, model: type[M]) -> M:
         """The body as `model` in this call's microversion. Raises BadRequest naming the field and the rule."""

@@ -8,7 +8,7 @@ from prometheus_client import Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from virtfleet_common.errors import Refused
 
-from virtfleet_api.context import REQUEST_ID, VERSION
+from virtfleet_api.context import REQUEST_ID, SEEN, VERSION
 from virtfleet_api.faults import compute_fault
 from virtfleet_api.microversions import VARY, answer_headers, negotiate
 
@@ -48,6 +48,8 @@ class _Passage:
     def __init__(self, scope: Scope, send: Send) -> None:
         self.request_id = f"req-{uuid4()}"
         scope[REQUEST_ID] = self.request_id
+        self._seen: dict[str, str] = {}
+        scope[SEEN] = self._seen
         path: str = scope["path"]
         if len(path) > 1 and path.endswith("/"):
             path = scope["path"] = path.rstrip("/") or "/"
@@ -74,7 +76,5 @@ class _Passage:
 
     def count(self) -> None:
         """Add this request to the histogram, under the route's template (never the path: it holds ids)."""
-        route = self._scope.get("route")
-        template = getattr(route, "path", "none")
         method = self._scope["method"] if self._scope["method"] in _METHODS else "other"
-        SECONDS.labels(method, template, str(self._status)).observe(perf_counter() - self._start)
+        SECONDS.labels(method, self._seen.get("route", "none"), str(self._status)).observe(perf_counter() - self._start)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import structlog
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from virtfleet_common.errors import Faulty, Refused
 
@@ -43,6 +44,8 @@ def identity_body(status: int, message: str) -> dict[str, Any]:
 
 def fault_of(error: Exception) -> tuple[int, str, Mapping[str, str]]:
     """Status, message and headers that answer an error. Logs what the caller is not told."""
+    if isinstance(error, HTTPException):  # Starlette's own: a body that is too large
+        return error.status_code, error.detail, {}
     if isinstance(error, Refused):
         message = f"{error.message} {error.hint}" if error.hint else error.message
         return error.status, message, {"x-virtfleet-rule": error.rule}

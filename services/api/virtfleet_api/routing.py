@@ -14,7 +14,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from virtfleet_api.answers import answer
-from virtfleet_api.context import Call, Services
+from virtfleet_api.context import SEEN, Call, Services
 from virtfleet_api.faults import NO_SUCH_METHOD, NO_SUCH_RESOURCE, compute_body, fault_of
 from virtfleet_api.microversions import MAXIMUM, MINIMUM
 from virtfleet_api.policy import demand
@@ -51,13 +51,15 @@ class Dialect:
 class PathApp:
     """The ASGI application of one path: its methods in one dialect."""
 
-    def __init__(self, services: Services, dialect: Dialect, methods: Mapping[str, Endpoint]) -> None:
+    def __init__(self, services: Services, dialect: Dialect, path: str, methods: Mapping[str, Endpoint]) -> None:
+        self._path = path
         self._services = services
         self._error_body = dialect.error_body
         self._methods = {**methods, "HEAD": methods["GET"]} if "GET" in methods else dict(methods)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; only the sending of the answer can still fail."""
+        scope[SEEN]["route"] = self._path
         call = Call(self._services, scope, receive)
         try:
             response = await self._respond(call)
@@ -93,7 +95,8 @@ def routes_of(services: Services, dialects: Iterable[Dialect]) -> list[Route]:
     for dialect in dialects:
         for prefix in dialect.prefixes:
             for path, methods in _by_path(dialect.endpoints).items():
-                routes.append(Route(prefix + path or "/", PathApp(services, dialect, methods), include_in_schema=False))
+                full = prefix + path or "/"
+                routes.append(Route(full, PathApp(services, dialect, full, methods), include_in_schema=False))
     return routes
 
 

@@ -18,7 +18,7 @@ class Body(BaseModel):
     `SINCE` and `UNTIL` name the microversions of fields that were not, or are no longer, in every one.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     SINCE: ClassVar[Mapping[str, int]] = {}
     UNTIL: ClassVar[Mapping[str, int]] = {}
 

@@ -1,6 +1,7 @@
 """What the agent tells of its host: a heartbeat with the complete listing, and each change at once."""
 
 from itertools import count
+from typing import Any
 
 import structlog
 from virtfleet_common.bus import EVENTS, Bus, Outgoing
@@ -16,7 +17,10 @@ log = structlog.get_logger()
 
 
 class Reporter:
-    """Reports of one boot of the agent, numbered, so that an old one is known as old."""
+    """Reports of one boot of the agent, numbered before they look, so that an old one is known as old.
+
+    The end of a step takes a number too (`stamp`): a listing that was begun before it cannot speak against it.
+    """
 
     def __init__(self, host: str, boot: str, hypervisor: Hypervisor, bus: Bus, clock: Clock) -> None:
         self._host = host
@@ -29,7 +33,7 @@ class Reporter:
 
     async def beat(self) -> None:
         """Publish a heartbeat. A listing that fails is said to have failed: it proves nothing."""
-        guests, error = None, None
+        sequence, guests, error = next(self._sequence), None, None
         try:
             guests = [_report(guest) for guest in await self._hypervisor.list_guests() if guest.is_ours]
         except Faulty as fault:
@@ -37,7 +41,7 @@ class Reporter:
         heartbeat = Heartbeat(
             host=self._host,
             boot_id=self._boot,
-            sequence=next(self._sequence),
+            sequence=sequence,
             sent_at=self._clock.now(),
             is_responsive=self._hypervisor.is_responsive,
             guests=guests,
@@ -62,7 +66,12 @@ class Reporter:
         if last is not None and last.shown != states_of(instance)["power_state"]:
             await self._tell(GuestEvent(instance.id, last))
 
+    def stamp(self) -> dict[str, Any]:
+        """The field by which `power_sync` knows what a step recorded from what was reported before."""
+        return {"power_seen": {"boot": self._boot, "sequence": next(self._sequence)}}
+
     async def _tell(self, event: GuestEvent) -> None:
+        sequence = next(self._sequence)
         try:
             guest = await self._hypervisor.observe(event.instance_id)
         except Faulty as error:
@@ -70,7 +79,7 @@ class Reporter:
             return
         if guest is None or not guest.is_ours:
             return  # a guest that is gone is found missing by the listings
-        delta = PowerDelta(host=self._host, boot_id=self._boot, sequence=next(self._sequence), guest=_report(guest))
+        delta = PowerDelta(host=self._host, boot_id=self._boot, sequence=sequence, guest=_report(guest))
         await self._publish("delta", delta)
 
     async def _publish(self, word: str, data: Heartbeat | PowerDelta) -> None:

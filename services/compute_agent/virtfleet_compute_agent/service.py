@@ -50,6 +50,7 @@ async def _serve(base: Backbone, settings: AgentSettings, host: str, uuid: str) 
             handlers=steps.handlers(context),
             observe=context.power_of,
             on_end=reporter.after,
+            stamp=reporter.stamp,
             is_only_one=True,
         )
         stack.push_async_callback(executor.stop)

@@ -25,14 +25,17 @@ class SeenHosts:
         self._newest: dict[str, tuple[str, int]] = {}
         self._unwritten: dict[str, Mapping[str, Any]] = {}
 
-    def is_news(self, host: str, boot: str, sequence: int) -> bool:
-        """Whether a report is newer than the newest heartbeat of its boot."""
+    async def is_news(self, host: str, boot: str, sequence: int) -> bool:
+        """Whether a report is of the host's current boot, and newer than its newest heartbeat."""
         newest = self._newest.get(host)
-        return newest is None or newest[0] != boot or sequence > newest[1]
+        if newest is not None and newest[0] == boot:
+            return sequence > newest[1]
+        recorded = await self._store.hosts.get(host)
+        return recorded is not None and recorded.boot_id == boot
 
-    def note(self, heartbeat: Heartbeat) -> bool:
+    async def note(self, heartbeat: Heartbeat) -> bool:
         """Remember a heartbeat for the next write; False if it is an old one."""
-        if not self.is_news(heartbeat.host, heartbeat.boot_id, heartbeat.sequence):
+        if not await self.is_news(heartbeat.host, heartbeat.boot_id, heartbeat.sequence):
             return False
         self._newest[heartbeat.host] = (heartbeat.boot_id, heartbeat.sequence)
         fields = {

@@ -57,8 +57,6 @@ class Overdue:
                 await self._send(instance, action)
 
     async def _send(self, instance: Instance, action: ActionState) -> None:
-        if not await self._store.instances.renew(instance.id, _as_read(action)):
-            return  # it moved, or another replica sends it
         if await self._relay.send_step(instance):
             log.info("step.sent_again", instance_id=instance.id, step=action.step.name, action_id=action.id)
             await self._store.instances.mark_delivered(Delivered(instance.id, [], action.id, action.step.seq))

@@ -35,41 +35,43 @@ class PowerSync:
             await self._heartbeat(delivery.read(Heartbeat))
         else:
             delta: PowerDelta = delivery.read(PowerDelta)
-            if self._seen.is_news(delta.host, delta.boot_id, delta.sequence):
-                await self._apply(delta.host, await self._store.instances.get(delta.guest.instance_id), delta.guest)
+            if await self._seen.is_news(delta.host, delta.boot_id, delta.sequence):
+                instance = await self._store.instances.get(delta.guest.instance_id)
+                await self._apply(delta, instance, delta.guest)
         await delivery.settler.ack()
 
     async def _heartbeat(self, heartbeat: Heartbeat) -> None:
-        if not self._seen.note(heartbeat):
+        if not await self._seen.note(heartbeat):
             return
         if heartbeat.guests is None:
             log.warning("listing.failed", host=heartbeat.host, error=heartbeat.listing_error)
             return
         recorded = {one.id: one for one in await self._store.instances.find_on_host(heartbeat.host)}
         for guest in heartbeat.guests:
-            await self._apply(heartbeat.host, recorded.get(guest.instance_id), guest)
+            await self._apply(heartbeat, recorded.get(guest.instance_id), guest)
         listed = {guest.instance_id for guest in heartbeat.guests}
         for id_, instance in recorded.items():
-            await self._note_presence(heartbeat.host, instance, id_ in listed)
+            await self._note_presence(heartbeat, instance, id_ in listed)
 
-    async def _apply(self, host: str, instance: Instance | None, guest: GuestReport) -> None:
-        if instance is None or instance.host != host:
-            self._report_unknown(host, guest)
-            return
-        await self._adopt(instance, guest.power_state)
+    async def _apply(self, report: Heartbeat | PowerDelta, instance: Instance | None, guest: GuestReport) -> None:
+        if instance is None or instance.host != report.host:
+            self._report_unknown(report.host, guest)
+        elif is_newer(report, instance):
+            await self._adopt(instance, guest.power_state)
 
     def _report_unknown(self, host: str, guest: GuestReport) -> None:
         if (host, guest.instance_id) not in self._unknown:
             self._unknown.add((host, guest.instance_id))
             log.warning("guest.unknown", host=host, instance_id=guest.instance_id, power_state=guest.power_state)
 
-    async def _note_presence(self, host: str, instance: Instance, is_listed: bool) -> None:
+    async def _note_presence(self, report: Heartbeat, instance: Instance, is_listed: bool) -> None:
         """A guest that so many complete listings in a row do not show is missing: its power state is no state."""
-        if is_listed or instance.task_state is not None:
-            del self._missing[host, instance.id]
+        key = report.host, instance.id
+        if is_listed or instance.task_state is not None or not is_newer(report, instance):
+            del self._missing[key]
             return
-        self._missing[host, instance.id] += 1
-        if self._missing[host, instance.id] >= self._settings.missing_confirmations:
+        self._missing[key] += 1
+        if self._missing[key] >= self._settings.missing_confirmations:
             await self._adopt(instance, PowerState.NOSTATE)
 
     async def _adopt(self, instance: Instance, power: PowerState) -> None:
@@ -84,3 +86,9 @@ class PowerSync:
             log.info("power.not_adopted", instance_id=instance.id, why=str(mismatch))
         else:
             log.info("power.adopted", instance_id=instance.id, **difference.set)
+
+
+def is_newer(report: Heartbeat | PowerDelta, instance: Instance) -> bool:
+    """Whether a report was begun after the power state in the record was."""
+    seen = instance.power_seen
+    return seen is None or seen.boot != report.boot_id or report.sequence > seen.sequence

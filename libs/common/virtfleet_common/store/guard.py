@@ -1,8 +1,8 @@
 """The edge to the database: its errors become ours."""
 
 import functools
-from collections.abc import Awaitable, Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
 from pymongo.errors import PyMongoError
 
@@ -12,7 +12,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def guarded(call: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
+def guarded(call: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
     """Turn the driver's errors into StoreUnavailable. The client's own time limit (CSOT) bounds the call."""
 
     @functools.wraps(call)

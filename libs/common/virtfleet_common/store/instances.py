@@ -217,15 +217,17 @@ class Instances:
 
     @guarded
     async def find_stalled(self, *, unsent: float, allowance: float, limit: int = 500) -> list[Instance]:
-        """Instances whose step was not sent for `unsent` seconds, or made no progress for `allowance` seconds."""
-        never_sent = {"action.sent_at": None, "action.claimed_by": None, **_not_moved_for(unsent)}
-        rows = self._rows.find({**_IN_PROGRESS, "$or": [never_sent, _not_moved_for(allowance)]}).limit(limit)
+        """Instances whose step was not sent for `unsent` seconds, or made no progress for `allowance` seconds, and was
+        not sent again within them."""
+        never_sent = [{"action.sent_at": None, "action.claimed_by": None}, _older("action.progressed_at", unsent)]
+        stalled = [_older("action.progressed_at", allowance), _older("action.sent_at", allowance)]
+        rows = self._rows.find({**_IN_PROGRESS, "$or": [{"$and": never_sent}, {"$and": stalled}]}).limit(limit)
         return [Instance.model_validate(row) async for row in rows]
 
 
-def _not_moved_for(seconds: float) -> dict[str, Any]:
-    # By the database's clock, which wrote the time.
-    return {"$expr": {"$lt": ["$action.progressed_at", {"$subtract": ["$$NOW", int(seconds * 1000)]}]}}
+def _older(path: str, seconds: float) -> dict[str, Any]:
+    # By the database's clock, which wrote the time; a time that was never set is older than any.
+    return {"$expr": {"$lt": [f"${path}", {"$subtract": ["$$NOW", int(seconds * 1000)]}]}}
 
 
 def _ago(seconds: float) -> datetime:

@@ -309,7 +309,8 @@ def _is_stalled(action: ActionState | None, unsent: float, allowance: float) -> 
     if action is None:
         return False
     is_unsent = action.sent_at is None and action.claimed_by is None and _is_older(action.progressed_at, unsent)
-    return is_unsent or _is_older(action.progressed_at, allowance)
+    is_stuck = _is_older(action.progressed_at, allowance)
+    return is_unsent or (is_stuck and (action.sent_at is None or _is_older(action.sent_at, allowance)))
 
 
 def _stored(record: R) -> R:

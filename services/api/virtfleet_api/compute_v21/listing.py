@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from starlette.datastructures import QueryParams
-from virtfleet_common.errors import BadRequest
+from virtfleet_common.errors import BadRequest, StoreUnavailable
 from virtfleet_common.records import Instance
 from virtfleet_common.states import TaskState, VmState, api_status, vm_states_of_status
 from virtfleet_common.store import InstanceQuery
@@ -21,6 +21,8 @@ from virtfleet_api.validation import flag_argument, time_argument
 Keep = Callable[[Instance], bool]
 _EVERY_TASK: tuple[TaskState | None, ...] = (None, *TaskState)
 _LONGEST_PATTERN = 255
+_REGEX_REFUSED = frozenset({2, 51091})
+"""MongoDB's codes: what Python takes for a regular expression, PCRE need not."""
 
 _KNOWN_TO_NOVA = """
     access_ip_v4 access_ip_v6 all_tenants auto_disk_config availability_zone block_device_mapping changes-before
@@ -103,7 +105,12 @@ async def find_page(call: Call) -> tuple[list[Instance], bool]:
     keep = _keep(call.query)
     if query.vm_states is not None and not query.vm_states:
         return [], False
-    found = await _read(call, query, keep)
+    try:
+        found = await _read(call, query, keep)
+    except StoreUnavailable as error:
+        if getattr(error.__cause__, "code", None) in _REGEX_REFUSED:
+            raise BadRequest("The name filter is not a regular expression.", rule="query.pattern") from None
+        raise
     return found, len(found) == limit
 
 

@@ -46,18 +46,18 @@ class NewServer(Body):
     flavor: Annotated[str | int, Field(alias="flavorRef")]
     image: Annotated[str | None, Field(alias="imageRef")] = None
     networks: list[Network] | Literal["none", "auto"] | None = None
-    metadata: Metadata = {}
+    metadata: Metadata = Field(default_factory=dict)
     min_count: Annotated[Whole, Field(ge=1)] = 1
     max_count: Annotated[Whole, Field(ge=1)] | None = None
     return_reservation_id: Flag = False
-    block_devices: Annotated[list[BootDevice], Field(alias="block_device_mapping_v2", max_length=1)] = []
-    security_groups: list[SecurityGroup] = []
+    block_devices: list[BootDevice] = Field(default_factory=list, alias="block_device_mapping_v2", max_length=1)
+    security_groups: list[SecurityGroup] = Field(default_factory=list)
     availability_zone: str | None = None
     description: Description | None = None
-    tags: Tags = []
+    tags: Tags = Field(default_factory=list)
     admin_pass: Annotated[str | None, Field(alias="adminPass")] = None
     disk_config: Annotated[Literal["AUTO", "MANUAL"] | None, Field(alias="OS-DCF:diskConfig")] = None
-    config_drive: Annotated[Literal[False, "", "false", "False"] | None, Field()] = None
+    config_drive: Literal[False, "", "false", "False"] | None = None
 
 
 Hints = dict[str, Any]
@@ -67,8 +67,8 @@ class CreateServer(Body):
     """`POST /servers`"""
 
     server: NewServer
-    hints: Annotated[Hints, Field(alias="os:scheduler_hints")] = {}
-    older_hints: Annotated[Hints, Field(alias="OS-SCH-HNT:scheduler_hints")] = {}
+    hints: Hints = Field(default_factory=dict, alias="os:scheduler_hints")
+    older_hints: Hints = Field(default_factory=dict, alias="OS-SCH-HNT:scheduler_hints")
 
     def request(self, version: int) -> CreateRequest:
         """This body for the acceptor. Raises BadRequest."""

@@ -1,6 +1,7 @@
 """What hangs on a server: metadata and tags, and the parts of Nova that are always empty here."""
 
 from collections.abc import Mapping
+from urllib.parse import quote
 
 from starlette.responses import Response
 from virtfleet_common.errors import BadRequest, Forbidden, NotFound
@@ -118,7 +119,7 @@ async def add_tag(call: Call) -> Response:
         return {"tags": tags}
 
     server = await edit(call, with_tag)
-    location = f"{call.base_url}/v2.1/servers/{server.id}/tags/{tag}"
+    location = f"{call.base_url}/v2.1/servers/{server.id}/tags/{quote(tag)}"
     return empty(204) if had else empty(201, {"location": location})
 
 

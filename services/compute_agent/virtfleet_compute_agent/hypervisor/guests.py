@@ -49,11 +49,11 @@ class GuestReader:
     def _guest(self, domain: libvirt.virDomain, state: PowerState, has_save: bool) -> Guest:
         instance_id = domain.UUIDString()
         mark = self._mark(instance_id, domain)
-        number = domain.ID()
+        number = domain.ID()  # of when it was looked up: it may have been switched off since
         return Guest(
             instance_id=instance_id,
             power_state=state,
-            domain_id=number if number >= 0 else None,
+            domain_id=number if number >= 0 and state is not PowerState.SHUTOFF else None,
             epoch=mark.epoch if mark else 0,
             action_id=mark.action_id if mark else None,
             is_ours=mark is not None,

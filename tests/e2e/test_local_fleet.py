@@ -1,0 +1,100 @@
+"""A whole fleet on this machine comes up, is found again from its folder, can be broken by hand, and leaves nothing."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil  # type: ignore[import-untyped]
+import pytest
+from typer.testing import CliRunner
+from virtfleet_local.cli import app
+from virtfleet_local.fleet import LocalFleet, NoSuchPartError
+from virtfleet_local.processes import ManagedProcess, StartError
+
+pytestmark = pytest.mark.fleet
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
+    with LocalFleet(tmp_path_factory.mktemp("local"), hosts=2, hypervisor="test") as running:
+        yield running
+
+
+def _pids(fleet: LocalFleet) -> set[int]:
+    return set(fleet.file.pids.values())
+
+
+def test_fleet_json_is_private_and_its_tokens_are_accepted(fleet: LocalFleet) -> None:
+    known = json.loads((fleet.data / "fleet.json").read_text())
+    assert (fleet.data / "fleet.json").stat().st_mode & 0o777 == 0o600
+    for token in ("token", "member_token", "other_member_token"):
+        answer = httpx.get(f"{known['api_url']}/v2.1/servers", headers={"X-Auth-Token": known[token]})
+        assert answer.status_code == 200, token
+
+
+def test_a_second_up_says_that_it_is_up_and_starts_nothing(fleet: LocalFleet) -> None:
+    before = _pids(fleet)
+    said = CliRunner().invoke(app, ["up", "--data", str(fleet.data)])
+    assert said.exit_code == 0
+    assert "already up" in said.output
+    assert _pids(fleet) == before
+
+
+def test_another_process_finds_the_fleet_from_its_folder_alone(fleet: LocalFleet) -> None:
+    assert LocalFleet(fleet.data).file.hosts == ["host-1", "host-2"]
+    assert CliRunner().invoke(app, ["status", "--data", str(fleet.data)]).exit_code == 0
+
+
+def test_a_killed_host_comes_back_when_its_power_does(fleet: LocalFleet) -> None:
+    fleet.kill_host("host-1")
+    assert not fleet.process("host-1").is_running()
+    fleet.start_host("host-1")
+    assert fleet.process("host-1").is_running()
+
+
+def test_a_host_nobody_has_heard_of_is_an_error_that_names_those_there_are(fleet: LocalFleet) -> None:
+    with pytest.raises(NoSuchPartError, match="host-1, host-2"):
+        fleet.kill_host("host-9")
+
+
+def test_a_wiped_broker_has_the_same_address_and_users(fleet: LocalFleet) -> None:
+    before = fleet.file.amqp_url
+    fleet.broker.wipe()
+    assert fleet.broker.url == before
+    assert fleet.broker.process.is_running()
+
+
+def test_an_up_that_fails_half_way_leaves_no_process(tmp_path: Path) -> None:
+    broken = LocalFleet(tmp_path, hosts=1, env={"scheduler": {"VIRTFLEET_PREFETCH": "not a number"}})
+    with pytest.raises(StartError, match=r"scheduler ended while starting(.|\n)*prefetch"):
+        broken.up()
+    assert not (tmp_path / "fleet.json").exists()
+    assert [p for p in psutil.process_iter(["environ", "cmdline"]) if _belongs_to(p, tmp_path)] == []
+
+
+def test_a_pid_that_another_process_has_by_now_is_left_alone(tmp_path: Path) -> None:
+    ours = ManagedProcess("sleeper", tmp_path)
+    ours.start(["sleep", "60"], os.environ)
+    try:
+        recycled = ManagedProcess("recycled", tmp_path)
+        recycled.pid_file.write_text(json.dumps(json.loads(ours.pid_file.read_text()) | {"started": 1}))
+        recycled.kill()
+        assert ours.is_running()
+    finally:
+        ours.kill()
+    assert not ours.is_running()
+
+
+def test_down_stops_everything_and_may_be_said_twice(fleet: LocalFleet) -> None:
+    pids = _pids(fleet)
+    for _ in range(2):
+        assert CliRunner().invoke(app, ["down", "--data", str(fleet.data)]).exit_code == 0
+    assert [pid for pid in pids if psutil.pid_exists(pid)] == []
+    assert CliRunner().invoke(app, ["status", "--data", str(fleet.data)]).exit_code == 1
+
+
+def _belongs_to(process: psutil.Process, folder: Path) -> bool:
+    words = [*(process.info["cmdline"] or ()), *(process.info["environ"] or {}).values()]
+    return process.pid != os.getpid() and any(str(folder) in word for word in words)
