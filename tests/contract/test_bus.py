@@ -293,7 +293,10 @@ async def test_a_message_given_back_past_its_limit_is_dead_lettered_even_if_no_h
 ) -> None:
     queue = a_queue(delivery_limit=1)
 
+    attempts: list[int] = []
+
     async def give_back(delivery: Delivery) -> None:
+        attempts.append(delivery.attempt)
         await delivery.settler.reject()
 
     async with dead_letters(bus) as letters, bus.consume(queue, give_back):
@@ -301,6 +304,7 @@ async def test_a_message_given_back_past_its_limit_is_dead_lettered_even_if_no_h
         letter = await next_of(letters)
     assert letter.read(PerformStep).action_id == "req-1"
     assert REASON not in letter.headers
+    assert attempts == [1, 2]
 
 
 async def test_a_bad_message_is_dead_lettered_at_once_with_its_reason_and_can_be_read(bus: AnyBus) -> None:

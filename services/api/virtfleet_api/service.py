@@ -49,7 +49,14 @@ def _server(base: Backbone, acceptor: Acceptor, settings: ApiSettings) -> _Serve
         is_ready=base.why_not_ready,
     )
     config = uvicorn.Config(
-        app, host=settings.api_host, port=settings.api_port, log_config=None, access_log=False, lifespan="off"
+        app,
+        host=settings.api_host,
+        port=settings.api_port,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        # Longer than clients keep an idle connection: else they send into one that is just being closed.
+        timeout_keep_alive=75,
     )
     return _Server(config)
 
