@@ -8,7 +8,7 @@ step's failure rule decides). Why it is safe: nothing is written but through the
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,6 +16,7 @@ import structlog
 
 from virtfleet_common import effects, telemetry
 from virtfleet_common.bus import Delivery
+from virtfleet_common.effects import Effect
 from virtfleet_common.errors import BadMessage, Faulty, LostOwnership, StoreUnavailable, VirtfleetError
 from virtfleet_common.failpoints import reach
 from virtfleet_common.messages import PerformStep
@@ -39,12 +40,25 @@ Observe = Callable[[str], Awaitable[PowerState | None]]
 class StepRun:
     """One step being executed: what its handler may see and do."""
 
-    def __init__(self, executor: "StepExecutor", instance: Instance, action: ActionState, spec: StepSpec) -> None:
+    def __init__(
+        self,
+        executor: "StepExecutor",
+        instance: Instance,
+        action: ActionState,
+        spec: StepSpec,
+        carried: Sequence[Effect] = (),
+    ) -> None:
         self._executor = executor
         self.instance = instance
         self.action = action
         self.spec = spec
         self.is_resumed = action.attempt > 1
+        self._carried = carried
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Which step this is: its action, and its number in it."""
+        return _key(self.action)
 
     @property
     def mine(self) -> Expect:
@@ -61,6 +75,18 @@ class StepRun:
         kept = {f"notes.{name}": value for name, value in notes.items()}
         await self.commit(set={"task_state": task_state}, action={"sent_at": self.action.sent_at, **kept})
 
+    async def _committed(self, change: dict[str, Any]) -> Instance:
+        if not change.get("effects"):
+            return await self._executor.relay.commit_quietly(self.instance.id, expect=self.mine, **change)
+        carried, self._carried = self._carried, ()
+        return await self._executor.relay.commit(self.instance.id, expect=self.mine, carried=carried, **change)
+
+    async def tell_so_far(self) -> None:
+        """Deliver what the claim committed: a step that takes long shows that it has begun."""
+        carried, self._carried = self._carried, ()
+        if carried:
+            await self._executor.relay.deliver(self.instance, carried)
+
     async def tell(self, name: str, details: str) -> None:
         """Record an action event for people (`soft_reboot_fell_back`). Raises LostOwnership."""
         now = datetime.now(UTC)
@@ -74,7 +100,7 @@ class StepRun:
         delay = 0.1
         while True:
             try:
-                self.instance = await self._executor.relay.commit(self.instance.id, expect=self.mine, **change)
+                self.instance = await self._committed(change)
             except Mismatch as lost:
                 raise LostOwnership(f"{lost}", instance_id=self.instance.id) from lost
             except StoreUnavailable as error:
@@ -89,8 +115,9 @@ class StepRun:
 class StepExecutor:
     """Executes the steps addressed to `name` (`scheduler`, `compute.<host>`), as boot `boot`.
 
-    `stamp` gives the fields that every last write of a step adds. `is_only_one`: no other process executes for this name, so a claim of another boot is a dead one's. Otherwise a
-    claim is taken over once it made no progress for the step's allowance.
+    `observe` serves the failure rule of that name; `on_end` is told of every step that ended, and `stamp` gives the
+    fields that its last write adds. `is_only_one`: no other process executes for this name, so a claim of another boot
+    is a dead one's. Otherwise a claim is taken over once it made no progress for the step's allowance.
     """
 
     def __init__(
@@ -119,7 +146,7 @@ class StepExecutor:
         self._on_end = on_end
         self._stamp = stamp
         self._is_only_one = is_only_one
-        self._runs: dict[str, tuple[tuple[str, int], asyncio.Task[None]]] = {}
+        self._runs: dict[str, tuple[StepRun, asyncio.Task[None]]] = {}
 
     async def take(self, delivery: Delivery) -> None:
         """The consumer's handler: claim the step of a wake-up, acknowledge, and start to work."""
@@ -128,10 +155,13 @@ class StepExecutor:
         if spec is None or spec.name not in self._handlers:
             raise BadMessage(f"{self.name} knows no step {wake_up.step!r}")
         reach(f"{spec.name}.before_claim")
-        claimed = await self._claim(wake_up, spec)
+        started = effects.step_started(
+            wake_up.action_id, wake_up.seq, name=spec.record, host=self.host, at=datetime.now(UTC)
+        )
+        claimed = await self._claim(wake_up, spec, started)
         await delivery.settler.ack()
         if claimed is not None:
-            self._start(claimed, spec)
+            self._start(claimed, spec, [started])
 
     async def resume(self) -> int:
         """Take over what earlier boots of this executor had claimed. Returns how many steps."""
@@ -157,15 +187,13 @@ class StepExecutor:
         if tasks:
             await asyncio.wait(tasks)
 
-    async def _claim(self, wake_up: PerformStep, spec: StepSpec) -> Instance | None:
-        now = datetime.now(UTC)
+    async def _claim(self, wake_up: PerformStep, spec: StepSpec, started: Effect) -> Instance | None:
         expect = Expect(
             task_states=frozenset({spec.path[0]}), action_id=wake_up.action_id, seq=wake_up.seq,
             executor=self.name, claimed_by="",
         )  # fmt: skip
-        started = effects.step_started(wake_up.action_id, wake_up.seq, name=spec.record, host=self.host, at=now)
         try:
-            return await self.relay.commit(
+            return await self.relay.commit_quietly(
                 wake_up.instance_id,
                 expect=expect,
                 set={"task_state": spec.claimed_as} if spec.claimed_as else {},
@@ -188,7 +216,7 @@ class StepExecutor:
     def _may_take_over(self, instance: Instance, action: ActionState) -> bool:
         running = self._runs.get(instance.id)
         if action.claimed_by == self.boot:
-            return running is None or running[0] != _key(action)
+            return running is None or running[0].key != _key(action)
         allowance = timedelta(seconds=self._settings.step_allowance)
         return self._is_only_one or datetime.now(UTC) - action.progressed_at > allowance
 
@@ -207,14 +235,14 @@ class StepExecutor:
         log.info("step.taken_over", instance_id=instance.id, step=action.step.name, action_id=action.id)
         return taken
 
-    def _start(self, instance: Instance, spec: StepSpec) -> None:
+    def _start(self, instance: Instance, spec: StepSpec, carried: Sequence[Effect] = ()) -> None:
         action = instance.action
         if action is None:
             return
         before = self._runs.get(instance.id)
-        run = StepRun(self, instance, action, spec)
+        run = StepRun(self, instance, action, spec, carried)
         task = asyncio.create_task(self._run(run, before[1] if before else None))
-        self._runs[instance.id] = (_key(action), task)
+        self._runs[instance.id] = (run, task)
         task.add_done_callback(lambda ended: self._forget(instance.id, ended))
 
     def _forget(self, instance_id: str, ended: asyncio.Task[None]) -> None:
@@ -297,17 +325,16 @@ class StepExecutor:
         """Renew the progress of every run under way, for ever; a run whose step was taken from it is stopped."""
         while True:
             await asyncio.sleep(self._settings.renew_interval)
-            for instance_id, (key, task) in list(self._runs.items()):
+            for run, task in list(self._runs.values()):
                 try:
-                    is_mine = await self._store.instances.renew(instance_id, self._claim_of(key))
+                    is_mine = await self._store.instances.renew(run.instance.id, run.mine)
                 except StoreUnavailable as error:
                     log.warning("store.unavailable", error=error.message)
                     continue
-                if not is_mine:
+                if is_mine:
+                    await run.tell_so_far()
+                else:
                     task.cancel()
-
-    def _claim_of(self, key: tuple[str, int]) -> Expect:
-        return Expect(action_id=key[0], seq=key[1], claimed_by=self.boot)
 
 
 def _key(action: ActionState) -> tuple[str, int]:

@@ -111,7 +111,8 @@ def failed(instance: Instance, action: ActionState, fault: Fault, states: Mappin
         action.id, action.step.seq, at=now, result="Error", details=fault.message, traceback=fault.details or None
     )
     closed = effects.closed(action.id, at=now, result="Error", message=fault.message)
-    told = lifecycle(instance, action.name, "error", after={"task_state": None, **states}, request_id=action.id, fault=fault)
+    after = {"task_state": None, **states}
+    told = lifecycle(instance, action.name, "error", after=after, request_id=action.id, fault=fault)
     given_back = []
     if "claim" in states and instance.claim:
         given_back.append(effects.release(instance.id, instance.claim))

@@ -136,7 +136,9 @@ class Hypervisor(Protocol):
         """The last `length` lines of the console log (None: the last 100 KiB), rotations included; "" if none."""
         ...
 
-    async def wait_for_power_state(self, instance_id: str, wanted: frozenset[PowerState], timeout: float) -> Guest | None:
+    async def wait_for_power_state(
+        self, instance_id: str, wanted: frozenset[PowerState], timeout: float
+    ) -> Guest | None:
         """The guest once its power state is in `wanted`, or what it is after `timeout` seconds. Event-driven."""
         ...
 

@@ -176,7 +176,7 @@ class Allocation(Record):
 
 
 class Host(Record):
-    """One hypervisor. `total` is what it has, `limits` what may be allocated, `free` the limits less the `allocations`."""
+    """One hypervisor: `total` is what it has, `limits` what may be allocated, `free` the limits less `allocations`."""
 
     id: str = Field(alias="_id")
     uuid: str

@@ -1,7 +1,7 @@
 """From a committed transition to the world: sends the step, carries out the effects, notes what was delivered.
 
-Good path: the writer of a transition delivers what it committed, at once. Bad path: it crashes before, or the broker is
-away; then the outbox and the unsent step stay in the document, where `power_sync` finds them by index and delivers them.
+Good path: the writer of a transition delivers what it committed, at once. Bad path: it crashes before, or the broker
+is away; then outbox and unsent step stay in the document, where `power_sync` finds them by index and delivers them.
 Why it is safe: every effect is idempotent, and a step is only a wake-up.
 """
 
@@ -31,16 +31,27 @@ class Relay:
         self._deliveries: set[asyncio.Task[None]] = set()
 
     async def commit(
-        self, instance_id: str, *, effects: Sequence[Effect] = (), wait: float = 0.0, **change: Any
+        self,
+        instance_id: str,
+        *,
+        effects: Sequence[Effect] = (),
+        carried: Sequence[Effect] = (),
+        wait: float = 0.0,
+        **change: Any,
     ) -> Instance:
         """`Instances.transition`, and the delivery of what it committed, waited for up to `wait` seconds.
 
+        `carried` effects were committed before with `commit_quietly`, and are delivered together with these.
         Raises what `transition` raises.
         """
         written = await self._store.instances.transition(instance_id, effects=effects, **change)
-        if effects or _is_unsent(written):
-            await self._start(written, effects, wait)
+        if effects or carried or _is_unsent(written):
+            await self._start(written, [*carried, *effects], wait)
         return written
+
+    async def commit_quietly(self, instance_id: str, **change: Any) -> Instance:
+        """`Instances.transition` alone: its effects wait in the outbox for the next `commit`, or for `power_sync`."""
+        return await self._store.instances.transition(instance_id, **change)
 
     async def insert(self, instance: Instance, effects: Sequence[Effect], *, wait: float = 0.0) -> Instance:
         """`Instances.insert`, and the delivery of what it committed, waited for up to `wait` seconds."""
@@ -63,10 +74,11 @@ class Relay:
     async def deliver(self, written: Instance, effects: Sequence[Mapping[str, Any]]) -> None:
         """Send the step if it was not sent, carry out `effects`, and note both. Never raises: what fails stays in the
         document."""
+        grouped = _grouped(effects)
         sent, *outcomes = await asyncio.gather(
-            self._send_unsent(written), *(self._carry_out(written, effect) for effect in effects)
+            self._send_unsent(written), *(self._carry_out(written, effect) for effect, _ in grouped)
         )
-        done = [effect["id"] for effect, ok in zip(effects, outcomes, strict=True) if ok]
+        done = [id_ for (_, ids), ok in zip(grouped, outcomes, strict=True) if ok for id_ in ids]
         action = written.action if sent else None
         delivered = Delivered(written.id, done, action.id if action else None, action.step.seq if action else None)
         try:
@@ -121,6 +133,20 @@ class Relay:
             log.warning("publish.failed", key=message.key, error=error.message)
             return False
         return True
+
+
+def _grouped(effects: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], list[str]]]:
+    """Effects to carry out, each with the ids it settles: what is recorded of one action is recorded in one write."""
+    records: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    grouped: list[tuple[Mapping[str, Any], list[str]]] = []
+    for effect in effects:
+        if effect["kind"] != "record":
+            grouped.append((effect, [effect["id"]]))
+            continue
+        merged, ids = records.setdefault(effect["action_id"], ({**effect, "fields": {}}, []))
+        merged["fields"].update(effect["fields"])
+        ids.append(effect["id"])
+    return [*grouped, *records.values()]
 
 
 def _is_unsent(instance: Instance) -> bool:

@@ -28,7 +28,7 @@ class CommonSettings(BaseSettings):
     prefetch: int = Field(64, description="commands a service takes before it has acknowledged the earlier ones")
     delivery_limit: int = Field(5, description="deliveries of one message before it is dead-lettered")
     heartbeat_interval: float = 5.0
-    action_timeout: float = Field(900.0, description="an action that has not ended by then, and makes no progress, fails")
+    action_timeout: float = Field(900.0, description="an action without progress fails after so long")
     step_allowance: float = Field(15.0, description="a step without progress for so long is sent again")
     renew_interval: float = Field(5.0, description="how often an executor renews the progress of a long step")
     max_attempts: int = Field(3, description="hosts that one create or move is tried on")

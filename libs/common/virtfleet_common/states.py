@@ -1,4 +1,4 @@
-"""Nova's names for what an instance is (vm_state), what is being done to it (task_state) and what it draws (power_state).
+"""Nova's names for what an instance is (vm_state), what is done to it (task_state), what its guest does (power_state).
 
 Source of the names and numbers: OpenStack Nova, so that people and clients already know them.
 """
@@ -93,15 +93,11 @@ class HostState(StrEnum):
 
 
 SOFT_REBOOT_TASKS = frozenset({TaskState.REBOOTING, TaskState.REBOOT_PENDING, TaskState.REBOOT_STARTED})
-HARD_REBOOT_TASKS = frozenset(
-    {TaskState.REBOOTING_HARD, TaskState.REBOOT_PENDING_HARD, TaskState.REBOOT_STARTED_HARD}
-)
+HARD_REBOOT_TASKS = frozenset({TaskState.REBOOTING_HARD, TaskState.REBOOT_PENDING_HARD, TaskState.REBOOT_STARTED_HARD})
 RESIZE_TASKS = frozenset(
     {TaskState.RESIZE_PREP, TaskState.RESIZE_MIGRATING, TaskState.RESIZE_MIGRATED, TaskState.RESIZE_FINISH}
 )
-REBUILD_TASKS = frozenset(
-    {TaskState.REBUILDING, TaskState.REBUILD_BLOCK_DEVICE_MAPPING, TaskState.REBUILD_SPAWNING}
-)
+REBUILD_TASKS = frozenset({TaskState.REBUILDING, TaskState.REBUILD_BLOCK_DEVICE_MAPPING, TaskState.REBUILD_SPAWNING})
 
 _PLAIN_STATUS = {
     VmState.BUILDING: "BUILD",

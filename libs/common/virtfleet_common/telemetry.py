@@ -29,8 +29,13 @@ async def serve_health(host: str, port: int, check: Check) -> AsyncIterator[None
         async with asyncio.timeout(5):
             line = await reader.readline()
             status, body = await _respond(line.decode("latin-1").split(" ")[1:2], check)
-            head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"
-            writer.write(head.encode() + body)
+            head = [
+                f"HTTP/1.1 {status}",
+                f"Content-Length: {len(body)}",
+                "Content-Type: text/plain",
+                "Connection: close",
+            ]
+            writer.write("\r\n".join([*head, "", ""]).encode() + body)
             await writer.drain()
             writer.close()
 

@@ -48,9 +48,7 @@ class BusEvents:
                 yield await events.get()
 
         bindings = [(EVENTS, pattern) for pattern in patterns]
-        queue = QueueSpec(
-            f"virtfleet.stream.{uuid4().hex}", bindings, is_durable=False, max_length=_MOST_WAITING
-        )
+        queue = QueueSpec(f"virtfleet.stream.{uuid4().hex}", bindings, is_durable=False, max_length=_MOST_WAITING)
         async with self._bus.consume(queue, take):
             yield arriving()
 

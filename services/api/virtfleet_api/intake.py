@@ -27,7 +27,9 @@ from virtfleet_common.records import Reply
 from virtfleet_common.settings import ApiSettings
 from virtfleet_common.store import Store
 
-from virtfleet_api.accept import NAMESPACE, Acceptor, CreateRequest
+from virtfleet_api.accept import Acceptor
+from virtfleet_api.begin import NAMESPACE
+from virtfleet_api.create import CreateRequest
 from virtfleet_api.identity import Identity
 
 log = structlog.get_logger()
@@ -96,7 +98,8 @@ class Intake:
 
     def _reply(self, message_id: str, answer: CommandAccepted | CommandRejected) -> Reply:
         word = "accepted" if isinstance(answer, CommandAccepted) else "rejected"
-        return Reply(id=message_id, type=f"virtfleet.command.{word}", data=answer.model_dump(mode="json"), at=self._clock.now())
+        data = answer.model_dump(mode="json")
+        return Reply(id=message_id, type=f"virtfleet.command.{word}", data=data, at=self._clock.now())
 
     async def _accept(self, who: Identity, command: Command, key: str, action_id: str) -> list[str]:
         if isinstance(command, CreateInstance):

@@ -6,12 +6,11 @@ from typing import Any
 import structlog
 from virtfleet_common.bus import EVENTS, Bus, Outgoing
 from virtfleet_common.errors import Faulty
-from virtfleet_common.events import states_of
 from virtfleet_common.executor import StepExecutor
 from virtfleet_common.messages import GuestReport, Heartbeat, PowerDelta
 from virtfleet_common.ports import Clock, Guest, GuestEvent, Hypervisor
 from virtfleet_common.records import Instance
-from virtfleet_common.states import PowerState
+from virtfleet_common.states import PowerState, VmState
 
 log = structlog.get_logger()
 
@@ -30,6 +29,7 @@ class Reporter:
         self._clock = clock
         self._sequence = count(1)
         self._held_back: dict[str, PowerState] = {}
+        self._told: dict[str, PowerState] = {}
 
     async def beat(self) -> None:
         """Publish a heartbeat. A listing that fails is said to have failed: it proves nothing."""
@@ -63,7 +63,11 @@ class Reporter:
     async def after(self, instance: Instance) -> None:
         """A step of ours on this instance ended: tell what the guest did since, if the record does not say so."""
         last = self._held_back.pop(instance.id, None)
-        if last is not None and last.shown != states_of(instance)["power_state"]:
+        if instance.vm_state is VmState.DELETED:
+            self._told.pop(instance.id, None)
+            return
+        self._told[instance.id] = instance.power_state.shown
+        if last is not None:
             await self._tell(GuestEvent(instance.id, last))
 
     def stamp(self) -> dict[str, Any]:
@@ -71,6 +75,9 @@ class Reporter:
         return {"power_seen": {"boot": self._boot, "sequence": next(self._sequence)}}
 
     async def _tell(self, event: GuestEvent) -> None:
+        """Look at the guest, for the event may be an old one; publish what is news since the last time."""
+        if event.power_state.shown == self._told.get(event.instance_id):
+            return
         sequence = next(self._sequence)
         try:
             guest = await self._hypervisor.observe(event.instance_id)
@@ -78,7 +85,11 @@ class Reporter:
             log.warning("delta.not_observed", instance_id=event.instance_id, error=error.message)
             return
         if guest is None or not guest.is_ours:
+            self._told.pop(event.instance_id, None)
             return  # a guest that is gone is found missing by the listings
+        if guest.power_state.shown == self._told.get(event.instance_id):
+            return
+        self._told[event.instance_id] = guest.power_state.shown
         delta = PowerDelta(host=self._host, boot_id=self._boot, sequence=sequence, guest=_report(guest))
         await self._publish("delta", delta)
 

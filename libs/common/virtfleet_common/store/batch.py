@@ -11,6 +11,9 @@ from pymongo.errors import BulkWriteError
 from virtfleet_common.errors import StoreUnavailable
 
 _LARGEST = 1000
+_BUSY = 4
+_SPACING = 0.025
+"""Seconds between two bulk writes once more than _BUSY callers share one: then a round trip costs more than it waits."""
 
 
 class Batcher:
@@ -34,6 +37,7 @@ class Batcher:
     async def _flush(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting[:_LARGEST], self._waiting[_LARGEST:]
+            is_busy = len(batch) > _BUSY
             try:
                 await self._rows.bulk_write([write for writes, _ in batch for write in writes], ordered=False)
             except BulkWriteError:  # one write that is refused must not fail those it was gathered with
@@ -45,6 +49,8 @@ class Batcher:
             else:
                 for _, done in batch:
                     _settle(done, None)
+            if is_busy:
+                await asyncio.sleep(_SPACING)
 
     async def _outcome(self, writes: Sequence[UpdateOne]) -> Exception | None:
         try:

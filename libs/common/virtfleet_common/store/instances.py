@@ -34,6 +34,7 @@ INDEXES = [
         partialFilterExpression={"action.id": {"$type": "string"}},
     ),
 ]
+_WITHOUT_OUTBOX = {"outbox": 0}
 _IN_PROGRESS = {"action.id": {"$type": "string"}}
 
 
@@ -106,12 +107,13 @@ class Delivered:
 
     def as_updates(self) -> list[tuple[Expect, dict[str, Any]]]:
         """The writes that note it, each with its condition."""
+        gone = {"$pull": {"outbox": {"id": {"$in": list(self.effect_ids)}}}} if self.effect_ids else {}
         updates: list[tuple[Expect, dict[str, Any]]] = []
-        if self.effect_ids:
-            updates.append((Expect(), {"$pull": {"outbox": {"id": {"$in": list(self.effect_ids)}}}}))
         if self.seq is not None:
             sent = {"$currentDate": {"action.sent_at": True}}
-            updates.append((Expect(action_id=self.action_id, seq=self.seq), sent))
+            updates.append((Expect(action_id=self.action_id, seq=self.seq), {**gone, **sent}))
+        if gone:  # the action may have moved on meanwhile; where it did not, this finds nothing left to do
+            updates.append((Expect(), gone))
         return updates
 
 
@@ -171,7 +173,7 @@ class Instances:
         end: bool = False,
         effects: Sequence[Effect] = (),
     ) -> Instance:
-        """Write the instance if it is as expected, and return it as written.
+        """Write the instance if it is as expected, and return it as written (without its outbox: it may be long).
 
         `set` are fields of the instance. At most one of these touches the action: `begin` a new one (it preempts what
         `expect` lets it), hand over to its next `step`, `end` it; `action` sets fields of the one that goes on.
@@ -179,7 +181,7 @@ class Instances:
         """
         update = as_update(set or {}, begin, step, action or {}, end, effects)
         row = await self._rows.find_one_and_update(
-            {"_id": instance_id, **expect.as_filter()}, update, return_document=ReturnDocument.AFTER
+            {"_id": instance_id, **expect.as_filter()}, update, _WITHOUT_OUTBOX, return_document=ReturnDocument.AFTER
         )
         if row is not None:
             return Instance.model_validate(row)

@@ -118,7 +118,7 @@ class MemoryInstances(Instances):
             raise Mismatch(*found, stored)
         update = as_update(set or {}, begin, step, action or {}, end, effects)
         self._records[instance_id] = _updated(stored, update)
-        return self._records[instance_id]
+        return self._records[instance_id].model_copy(update={"outbox": ()})
 
     async def mark_delivered(self, delivered: Delivered) -> None:
         for expect, update in delivered.as_updates():

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from virtfleet_common.errors import BadRequest
 
-from virtfleet_api.accept import CreateRequest
+from virtfleet_api.create import CreateRequest
 from virtfleet_api.validation import Body, Flag, Metadata, Name, Whole
 
 Tag = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^,/]+$")]

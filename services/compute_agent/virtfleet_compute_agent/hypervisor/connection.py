@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import libvirt
 from virtfleet_common.errors import HypervisorFault
 
+from virtfleet_compute_agent.hypervisor import orphans
 from virtfleet_compute_agent.hypervisor.events import EventHub, start_event_loop
 
 _KVM_CREATE_VM = 0xAE01
@@ -70,6 +71,7 @@ class Connection:
         root = embed_root(self.uri)
         if root is not None:
             write_embed_config(root)
+            orphans.adopt()
         live = libvirt.open(self.uri)
         if not self.is_simulated and root is None:
             live.setKeepAlive(_KEEPALIVE_INTERVAL, _KEEPALIVE_COUNT)

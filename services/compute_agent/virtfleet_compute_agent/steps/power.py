@@ -36,7 +36,7 @@ async def stop(host: HostContext, run: StepRun) -> Done:
 
 
 async def shut_down(host: HostContext, instance_id: str) -> bool:
-    """Press the power button every `shutdown_retry` seconds until the guest is off; False if it did not obey in time."""
+    """Press the power button every `shutdown_retry` seconds until the guest is off; False if it never obeys."""
     deadline = time.monotonic() + host.settings.shutdown_timeout
     while (left := deadline - time.monotonic()) > 0:
         await host.hypervisor.request_shutdown(instance_id)
