@@ -210,6 +210,75 @@ class Host(Record):
         )
 
 
+class ServerGroup(Record):
+    """Instances that are to be kept together or apart. `policy`: affinity, anti-affinity, soft-affinity,
+    soft-anti-affinity; `max_server_per_host` counts for anti-affinity alone."""
+
+    id: str = Field(alias="_id")
+    name: str
+    project_id: str
+    user_id: str
+    policy: str
+    max_server_per_host: int = Field(1, ge=1)
+    created_at: datetime
+
+
+class Aggregate(Record):
+    """Hosts with metadata in common; the metadata key `availability_zone` makes it an availability zone."""
+
+    id: int = Field(alias="_id")
+    uuid: str
+    name: str
+    hosts: Sequence[str] = ()
+    metadata: Mapping[str, str] = {}
+    created_at: datetime
+    updated_at: datetime
+
+
+class Migration(Record):
+    """One move of an instance (Nova's migration). `type`: resize, migration, evacuation; `number` is its id in the API.
+
+    `rank` orders what is written of it: a write of a lower rank than the stored one is an old one, and changes nothing.
+    """
+
+    id: str = Field(alias="_id")
+    number: int
+    instance_id: str
+    project_id: str
+    user_id: str
+    type: str
+    status: str
+    rank: int = 0
+    source: str
+    destination: str | None = None
+    old_flavor_id: str
+    new_flavor_id: str
+    created_at: datetime
+    updated_at: datetime
+
+
+class Cleanup(Record):
+    """Work that a host owes: what a move left there has to go, whenever the host is there to do it. Then `claim`, which
+    holds the place of what was left, is given back."""
+
+    id: str = Field(alias="_id")
+    host: str
+    instance_id: str
+    what: str
+    claim: str | None = None
+    migration_id: str | None = None
+    created_at: datetime
+
+
+class ProjectQuota(Record):
+    """What a project may use and uses. `holders` says who holds what: an instance is counted once, whatever happens."""
+
+    id: str = Field(alias="_id")
+    limits: Mapping[str, int] = {}
+    used: Mapping[str, int] = {}
+    holders: Mapping[str, Mapping[str, int]] = {}
+
+
 class ActionEvent(Record):
     """One step of an action as people read it (Nova's instance action event). `result`: Success, Error, superseded."""
 
