@@ -43,6 +43,8 @@ _REBOOTABLE: frozenset[TaskState | None] = (
     _IDLE | SOFT_REBOOT_TASKS | {TaskState.PAUSING, TaskState.UNPAUSING, TaskState.SUSPENDING, TaskState.RESUMING}
 )
 _ANY = None
+# A move whose last step failed left the instance in error, with both copies kept: its owner may still decide.
+_MOVED = frozenset({VmState.RESIZED, VmState.ERROR})
 V, T = VmState, TaskState
 
 ACTIONS: Mapping[str, ActionSpec] = {
@@ -71,9 +73,9 @@ ACTIONS: Mapping[str, ActionSpec] = {
         "migrate", _vm(V.ACTIVE, V.STOPPED), _IDLE, HostNeed.UP, T.RESIZE_PREP, "select_destination", role="admin"
     ),
     "confirm_resize": ActionSpec(
-        "confirmResize", _vm(V.RESIZED), _IDLE, HostNeed.ANY, T.RESIZE_CONFIRMING, "confirm", status=204
+        "confirmResize", _MOVED, _IDLE, HostNeed.ANY, T.RESIZE_CONFIRMING, None, status=204
     ),
-    "revert_resize": ActionSpec("revertResize", _vm(V.RESIZED), _IDLE, HostNeed.ANY, T.RESIZE_REVERTING, "revert"),
+    "revert_resize": ActionSpec("revertResize", _MOVED, _IDLE, HostNeed.ANY, T.RESIZE_REVERTING, "revert"),
     "evacuate": ActionSpec(
         "evacuate",
         _vm(V.ACTIVE, V.STOPPED, V.PAUSED, V.SUSPENDED, V.ERROR),

@@ -9,6 +9,8 @@ from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
+from virtfleet_common.records import Cleanup
+
 Effect = dict[str, Any]
 """`{"id", "kind", ...}`; the store adds `at`, the time of the commit."""
 
@@ -30,6 +32,35 @@ def record(action_id: str, fields: Mapping[str, Any]) -> Effect:
 def release(instance_id: str, claim: str | None = None) -> Effect:
     """Give back one claim of an instance, or all of them (`claim` None: the instance is gone for good)."""
     return _effect("release", instance_id=instance_id, claim=claim)
+
+
+def migration(migration_id: str, fields: Mapping[str, Any], rank: int) -> Effect:
+    """Write `fields` of a migration, unless something of a higher rank was written before."""
+    return _effect("migration", migration_id=migration_id, fields=dict(fields), rank=rank)
+
+
+def cleanup(owed: Cleanup) -> Effect:
+    """A host has something to clean up, now or when it is back."""
+    return _effect("cleanup", cleanup=owed.document())
+
+
+def quota_release(project_id: str, instance_id: str) -> Effect:
+    """The instance is gone for good: its project no longer uses anything for it."""
+    return _effect("quota", project_id=project_id, instance_id=instance_id, amounts=None, rank=0)
+
+
+def quota_set(project_id: str, instance_id: str, amounts: Mapping[str, int], *, rank: int) -> Effect:
+    """The instance counts exactly `amounts` from now on; what its moves held for their time is given back.
+
+    `rank` is the instance's `rev` as this transition writes it (the rev before, plus one): the older of two, arriving
+    late, changes nothing. See `virtfleet_common.quota`, which makes this from an instance.
+    """
+    return _effect("quota", project_id=project_id, instance_id=instance_id, amounts=dict(amounts), rank=rank)
+
+
+def host_failed(host: str, attempt: str) -> Effect:
+    """A guest could not be built on a host: placement prefers others for a while. `attempt` counts once."""
+    return _effect("host_failed", host=host, attempt=attempt)
 
 
 def opened(action_id: str, *, instance_id: str, action: str, user_id: str, project_id: str, start: datetime) -> Effect:

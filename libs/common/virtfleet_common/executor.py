@@ -14,13 +14,23 @@ from typing import Any
 
 import structlog
 
-from virtfleet_common import effects, telemetry
+from virtfleet_common import effects, moves, telemetry
 from virtfleet_common.bus import Delivery
 from virtfleet_common.effects import Effect
 from virtfleet_common.errors import BadMessage, Faulty, LostOwnership, StoreUnavailable, VirtfleetError
 from virtfleet_common.failpoints import reach
 from virtfleet_common.messages import PerformStep
-from virtfleet_common.outcomes import Change, NotCleaned, Outcome, Undo, failed, fault_of, rescheduled, succeeded
+from virtfleet_common.outcomes import (
+    Change,
+    NotCleaned,
+    Outcome,
+    Undo,
+    failed,
+    fault_of,
+    rescheduled,
+    reselected,
+    succeeded,
+)
 from virtfleet_common.records import ActionState, Instance
 from virtfleet_common.relay import Relay
 from virtfleet_common.settings import CommonSettings
@@ -29,6 +39,7 @@ from virtfleet_common.steps import STEPS, FailureRule, StepSpec
 from virtfleet_common.store import Expect, Mismatch, Store
 
 log = structlog.get_logger()
+_RETRIED = frozenset({FailureRule.RESCHEDULE, FailureRule.RESELECT})
 _LONGEST_RETRY = 5.0
 
 
@@ -296,12 +307,19 @@ class StepExecutor:
 
     async def _failed(self, run: StepRun, error: Exception) -> Change:
         fault = fault_of(error, self.host)
-        if run.spec.on_failure is FailureRule.RESCHEDULE and self._may_reschedule(run, error):
-            return rescheduled(run.instance, run.action, fault)
+        if run.spec.on_failure in _RETRIED and self._may_try_another_host(run, error):
+            retried = rescheduled if run.spec.on_failure is FailureRule.RESCHEDULE else reselected
+            return retried(run.instance, run.action, fault)
+        if run.spec.on_failure in (FailureRule.RESELECT, FailureRule.ABANDON):
+            turn = moves.abandoned(run.instance, fault.created)
+            broken = {"vm_state": VmState.ERROR} if isinstance(error, NotCleaned) else {}
+            return failed(run.instance, run.action, fault, {**turn.set, **broken}, turn.effects)
         return failed(run.instance, run.action, fault, await self._states_after(run, error))
 
-    def _may_reschedule(self, run: StepRun, error: Exception) -> bool:
+    def _may_try_another_host(self, run: StepRun, error: Exception) -> bool:
         tried = len(run.action.notes.get("excluded", ())) + 1
+        if run.action.notes.get("forced_host"):
+            return False
         return not isinstance(error, NotCleaned) and tried < self._settings.max_attempts
 
     async def _states_after(self, run: StepRun, error: Exception) -> dict[str, Any]:

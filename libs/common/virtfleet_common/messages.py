@@ -121,6 +121,39 @@ class PerformStep(InstanceCommand):
     seq: int
 
 
+class DoCleanups(Command):
+    """`cleanup.<host>`: a wake-up; what the host owes stands in the collection `cleanups`."""
+
+    host: str
+
+
+PLACEMENT_EXPLAIN = "placement.explain"
+"""The key of an ExplainPlacement."""
+
+
+class ExplainPlacement(Command):
+    """`placement.explain`: where guests would be placed, and why not elsewhere; nothing is claimed. `flavor` and `image`
+    are ids or names; the answer goes to `reply_to`."""
+
+    project_id: str
+    flavor: str
+    image: str | None = None
+    availability_zone: str | None = None
+    hints: Mapping[str, Any] = {}
+    excluded: Sequence[str] = ()
+    forced_host: str | None = None
+    count: int = Field(1, ge=1, le=1000)
+
+
+class PlacementExplained(Event):
+    """The answer to an ExplainPlacement: the host of each guest (None: no valid host) and one explanation for each;
+    `error` says why there is no answer."""
+
+    hosts: Sequence[str | None] = ()
+    explanations: Sequence[Mapping[str, Any]] = ()
+    error: str | None = None
+
+
 class ConsoleRequest(InstanceCommand):
     """`console.<host>`: the last `length` lines of the console log, sent to `reply_to`."""
 

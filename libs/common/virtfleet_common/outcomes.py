@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from virtfleet_common import effects
+from virtfleet_common import effects, moves
 from virtfleet_common.effects import Effect
 from virtfleet_common.errors import Faulty, VirtfleetError
 from virtfleet_common.events import lifecycle
@@ -88,6 +88,42 @@ def handed_over(instance: Instance, action: ActionState, outcome: HandOver, befo
     }
 
 
+def completed(
+    instance: Instance,
+    name: str,
+    action_id: str,
+    *,
+    by: tuple[str, str],
+    at: datetime,
+    set: Mapping[str, Any],
+    more: Sequence[Effect] = (),
+) -> Change:
+    """The write of an action that its acceptance completes; `by` is the user and the project it is done for."""
+    user_id, project_id = by
+    told = [
+        effects.opened(
+            action_id, instance_id=instance.id, action=name, user_id=user_id, project_id=project_id, start=at
+        ),
+        lifecycle(instance, name, "start", after={}, request_id=action_id),
+        effects.closed(action_id, at=at, result="Success"),
+        lifecycle(instance, name, "end", after=set, request_id=action_id),
+    ]
+    return {"set": set, "effects": [*told, *more]}
+
+
+def reselected(instance: Instance, action: ActionState, fault: Fault) -> Change:
+    """The write that looks for another destination of a move: the one that refused is excluded."""
+    move = instance.move
+    turn = moves.refused(move, instance.id) if move else moves.Turn({})
+    excluded = [*action.notes.get("excluded", ()), move.destination if move else None]
+    notes = {"excluded": excluded, "last_fault": fault.model_dump()}
+    again = HandOver("select_destination", None, turn.set, notes, turn.effects)
+    finished = effects.step_finished(
+        action.id, action.step.seq, at=fault.created, result="Error", details=fault.message
+    )
+    return handed_over(instance, action, again, [finished])
+
+
 def rescheduled(instance: Instance, action: ActionState, fault: Fault) -> Change:
     """The write that sends a failed create to the next host: this one is excluded, its claim given back."""
     finished = effects.step_finished(
@@ -104,8 +140,10 @@ def rescheduled(instance: Instance, action: ActionState, fault: Fault) -> Change
     return handed_over(instance, action, again, [finished])
 
 
-def failed(instance: Instance, action: ActionState, fault: Fault, states: Mapping[str, Any]) -> Change:
-    """The write that ends an action with a fault."""
+def failed(
+    instance: Instance, action: ActionState, fault: Fault, states: Mapping[str, Any], more: Sequence[Effect] = ()
+) -> Change:
+    """The write that ends an action with a fault, leaving `states`, with `more` effects."""
     now = fault.created
     finished = effects.step_finished(
         action.id, action.step.seq, at=now, result="Error", details=fault.message, traceback=fault.details or None
@@ -119,5 +157,5 @@ def failed(instance: Instance, action: ActionState, fault: Fault, states: Mappin
     return {
         "set": {"task_state": None, "fault": fault.model_dump(), **states},
         "end": True,
-        "effects": [finished, closed, told, *given_back],
+        "effects": [finished, closed, told, *given_back, *more],
     }

@@ -3,7 +3,7 @@
 Each port has a real adapter and, where tests want one, an in-memory twin that passes the same contract suite.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -51,6 +51,20 @@ class HypervisorFacts:
     version: int
     arch: str
     total: Resources
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Where a host waits for an instance's disk, and the key (hex) without which it talks to nobody.
+
+    JSON-able both ways: `asdict(export)`, `Export(**facts)`. Port 0: the instance has no disk of its own to receive.
+    """
+
+    address: str
+    port: int
+    psk_identity: str
+    key: str
+    token: str
 
 
 class Hypervisor(Protocol):
@@ -129,7 +143,72 @@ class Hypervisor(Protocol):
         ...
 
     async def delete_files(self, instance_id: str) -> None:
-        """Remove the instance's directory: disk, console log and its rotations."""
+        """Remove the instance's directory: disk, console log and its rotations; and end an export of it, if any. What
+        was set aside stays."""
+        ...
+
+    async def open_export(self, instance: Instance, token: str) -> Export:
+        """Destination: wait for the instance's disk, for `transfer_timeout` s at most, whatever becomes of the agent.
+
+        The same token gets the same export while that lives; otherwise a fresh and empty one with a new key.
+        """
+        ...
+
+    async def close_export(self, instance_id: str, *, adopt: bool, size_bytes: int = 0) -> None:
+        """Destination: listen no longer. `adopt`: what arrived becomes the instance's disk, `size_bytes` large as
+        `send_disk` said (0: the instance has no disk of its own); otherwise it is deleted.
+
+        Adopting twice is fine. HypervisorFault `disk_exists` if the instance had a disk here already (nothing is ever
+        overwritten), `no_disk` if nothing is there.
+        """
+        ...
+
+    async def send_disk(
+        self, instance: Instance, export: Export, on_progress: Callable[[int], Awaitable[None]] | None = None
+    ) -> int:
+        """Source: send the disk that was set aside to the export, flattened and sparse; its size in bytes, for
+        `close_export`. Once it returns, the destination has everything on stable storage. Doing it again is fine.
+
+        `on_progress` is awaited with each new whole percent. HypervisorFault with one of the codes `transfer_stalled`,
+        `transfer_refused` (nobody listens), `transfer_denied` (wrong key), `destination_full`, `transfer_failed`,
+        `no_disk`. Cancelling it ends the copy; so does the end of this process.
+        """
+        ...
+
+    async def set_aside(self, instance_id: str) -> None:
+        """Source: keep the instance's directory as `<id>_resize`. The guest must not run (HypervisorFault `running`).
+
+        HypervisorFault `no_disk` if there is no directory, `aside_exists` if an earlier move's leftover is still there.
+        On shared storage there is nothing to set aside: the directory is the destination's too.
+        """
+        ...
+
+    async def put_back(self, instance_id: str) -> None:
+        """Source: undo `set_aside`. HypervisorFault `no_disk` if there is neither directory, `disk_exists` if the
+        instance has a disk in its own place as well."""
+        ...
+
+    async def remove_aside(self, instance_id: str) -> None:
+        """Source: delete what was set aside, if anything."""
+        ...
+
+    async def probe_shared(self, token: str) -> None:
+        """Destination: leave a mark among the instances' directories, for the source to see if it shares them."""
+        ...
+
+    async def sees_probe(self, token: str) -> bool:
+        """Source: whether the destination's mark shows here: the storage is shared and nothing has to be sent.
+
+        True on a simulated host. Raises when it cannot tell.
+        """
+        ...
+
+    async def remove_probe(self, token: str) -> None:
+        """Destination: remove the mark, if it is there."""
+        ...
+
+    async def grow_disk(self, instance: Instance) -> None:
+        """Have the disk as large as the record's `flavor` says; never smaller than it is. The guest must not run."""
         ...
 
     async def console_output(self, instance_id: str, length: int | None) -> str:

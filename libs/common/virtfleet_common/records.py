@@ -115,6 +115,21 @@ class NetworkPort(Record):
     bridge: str | None = None
 
 
+class Move(Record):
+    """An open move of an instance: from its acceptance to its confirmation or revert. `claim` is the destination's;
+    `is_shared`: both hosts see the same disk, so nothing was sent and nothing is to be removed."""
+
+    id: str
+    type: str
+    source: str
+    source_claim: str | None
+    old_vm_state: VmState
+    destination: str | None = None
+    claim: str | None = None
+    is_shared: bool = False
+    confirm_by: datetime | None = None
+
+
 class Instance(Record):
     """One virtual machine: what it is, where it is, and what is being done to it.
 
@@ -138,6 +153,7 @@ class Instance(Record):
     flavor: Flavor
     old_flavor: Flavor | None = None
     new_flavor: Flavor | None = None
+    move: Move | None = None
     image: Image | None = None
     block_devices: Sequence[Mapping[str, Any]] = ()
     networks: Sequence[NetworkPort] = ()
@@ -166,17 +182,27 @@ class Resources(Record):
 
 
 class Allocation(Record):
-    """What one claim holds of a host. `claim` names it once and for all: `<action id>:<step seq>`."""
+    """What one claim holds of a host. `claim` names it once and for all: `<action id>:<step seq>`; `group` is the
+    server group of its instance."""
 
     claim: str
     instance_id: str
     vcpus: int
     ram_mb: int
     disk_gb: int
+    group: str | None = None
+
+
+class HostFailure(Record):
+    """A guest could not be built on a host; `id` names the attempt, so that it counts once."""
+
+    id: str
+    at: datetime
 
 
 class Host(Record):
-    """One hypervisor: `total` is what it has, `limits` what may be allocated, `free` the limits less `allocations`."""
+    """One hypervisor: `total` is what it has, `limits` what may be allocated, `free` the limits less `allocations`,
+    `placed` their number; `failures` are the latest attempts to build a guest that failed here."""
 
     id: str = Field(alias="_id")
     uuid: str
@@ -192,7 +218,10 @@ class Host(Record):
     limits: Resources = Resources()
     free: Resources = Resources()
     allocations: Sequence[Allocation] = ()
+    placed: int = 0
+    failures: Sequence[HostFailure] = ()
     availability_zone: str = "nova"
+    arch: str = ""
     hypervisor_type: str = "QEMU"
     hypervisor_version: int = 0
     hypervisor_hostname: str = ""
@@ -210,9 +239,19 @@ class Host(Record):
         )
 
 
+class Pin(Record):
+    """A claim of a member of an affinity group ties the group to its host. `by` names the attempt that made it."""
+
+    claim: str
+    instance_id: str
+    host: str
+    by: str
+    at: datetime
+
+
 class ServerGroup(Record):
     """Instances that are to be kept together or apart. `policy`: affinity, anti-affinity, soft-affinity,
-    soft-anti-affinity; `max_server_per_host` counts for anti-affinity alone."""
+    soft-anti-affinity; `max_server_per_host` counts for anti-affinity alone, `pins` are written for affinity alone."""
 
     id: str = Field(alias="_id")
     name: str
@@ -220,6 +259,7 @@ class ServerGroup(Record):
     user_id: str
     policy: str
     max_server_per_host: int = Field(1, ge=1)
+    pins: Sequence[Pin] = ()
     created_at: datetime
 
 
@@ -259,24 +299,57 @@ class Migration(Record):
 
 class Cleanup(Record):
     """Work that a host owes: what a move left there has to go, whenever the host is there to do it. Then `claim`, which
-    holds the place of what was left, is given back."""
+    holds the place of what was left, is given back. `is_shared`: the disk is another host's too, and stays."""
 
     id: str = Field(alias="_id")
     host: str
     instance_id: str
     what: str
     claim: str | None = None
+    is_shared: bool = False
     migration_id: str | None = None
     created_at: datetime
 
 
+class QuotaHold(Record):
+    """What a move holds beside the amounts of its instance, accepted when the instance's `rev` was about `rank`."""
+
+    amounts: Mapping[str, int]
+    rank: int
+
+
+class QuotaHolder(Record):
+    """What one instance counts against its project's quota, once, whatever happens. `rank` is the instance's `rev` at
+    the transition that `amounts` come from; `version` grows with every change, which `op` names."""
+
+    id: str = Field(alias="_id")
+    project_id: str
+    amounts: Mapping[str, int] = {}
+    moves: Mapping[str, QuotaHold] = {}
+    rank: int = 0
+    version: int = 0
+    op: str = ""
+    changed_at: datetime | None = None
+    gone_at: datetime | None = None
+
+
+class QuotaShift(Record):
+    """A holder's change that is counted already and not yet written to the holder: `was` is the version it replaces."""
+
+    op: str
+    was: int
+    next: QuotaHolder
+    delta: Mapping[str, int]
+
+
 class ProjectQuota(Record):
-    """What a project may use and uses. `holders` says who holds what: an instance is counted once, whatever happens."""
+    """What a project may use (`limits`: its own, where they differ from the fleet's) and uses. `pending` are the changes
+    under way, by holder: at rest there are none, and `used` is the sum over the project's holders."""
 
     id: str = Field(alias="_id")
     limits: Mapping[str, int] = {}
     used: Mapping[str, int] = {}
-    holders: Mapping[str, Mapping[str, int]] = {}
+    pending: Mapping[str, QuotaShift] = {}
 
 
 class ActionEvent(Record):

@@ -14,8 +14,8 @@ import structlog
 from virtfleet_common.bus import COMMANDS, EVENTS, Bus, Outgoing
 from virtfleet_common.effects import Effect
 from virtfleet_common.errors import Faulty
-from virtfleet_common.messages import PerformStep
-from virtfleet_common.records import Instance
+from virtfleet_common.messages import DoCleanups, PerformStep
+from virtfleet_common.records import Cleanup, Instance
 from virtfleet_common.store import Delivered, Store
 
 log = structlog.get_logger()
@@ -111,6 +111,12 @@ class Relay:
                     await self._store.actions.put(effect["action_id"], effect["fields"])
                 case "release":
                     await self._store.hosts.release(effect["instance_id"], effect["claim"])
+                case "host_failed":
+                    await self._store.hosts.note_failure(effect["host"], effect["attempt"])
+                case "migration":
+                    await self._store.migrations.put(effect["migration_id"], effect["fields"], effect["rank"])
+                case "cleanup":
+                    await self._owe(Cleanup.model_validate(effect["cleanup"]))
                 case unknown:
                     log.error("effect.unknown", kind=unknown, instance_id=written.id)
                     return False
@@ -118,6 +124,14 @@ class Relay:
             log.warning("effect.failed", kind=effect["kind"], instance_id=written.id, error=error.message)
             return False
         return True
+
+    async def _owe(self, cleanup: Cleanup) -> None:
+        """Remember the clean-up, and wake its host; one that is away looks when it is back."""
+        await self._store.cleanups.add(cleanup)
+        wake_up = Outgoing(
+            COMMANDS, f"cleanup.{cleanup.host}", "virtfleet.cleanup", DoCleanups(host=cleanup.host), self._source
+        )
+        await self._published(wake_up)
 
     def _as_event(self, instance_id: str, effect: Mapping[str, Any]) -> Outgoing:
         key: str = effect["key"]

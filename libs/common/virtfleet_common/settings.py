@@ -9,6 +9,16 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+DEFAULT_FILTERS = (
+    "up", "enabled", "excluded", "zone", "vcpus", "ram", "disk", "instances", "io_ops", "isolated_hosts", "tenants",
+    "aggregate_specs", "aggregate_images", "aggregate_flavors", "capabilities", "image", "same_host", "different_host",
+    "affinity", "anti_affinity",
+)  # fmt: skip
+DEFAULT_WEIGHERS = {
+    "ram": 1.0, "vcpus": 1.0, "disk": 1.0, "io_ops": -1.0, "instances": 0.0, "soft_affinity": 1.0,
+    "soft_anti_affinity": 1.0, "failures": -10.0,
+}  # fmt: skip
+
 
 class CommonSettings(BaseSettings):
     """What every service needs."""
@@ -46,7 +56,21 @@ class ApiSettings(CommonSettings):
 class SchedulerSettings(CommonSettings):
     """Placement."""
 
-    claim_tries: int = Field(10, description="hosts tried in one decision when claims are refused")
+    filters: list[str] = Field(list(DEFAULT_FILTERS), description="filters by their entry points' names, in order")
+    weighers: dict[str, float] = Field(
+        dict(DEFAULT_WEIGHERS), description="weighers by their entry points' names, and their multipliers; 0: not asked"
+    )
+    host_subset_size: int = Field(1, ge=1, description="the host is chosen at random among so many of the best")
+    claim_tries: int = Field(50, description="hosts tried for one guest when claims are refused")
+    max_io_ops_per_host: int | None = Field(None, description="builds and moves at once; an aggregate may say less")
+    max_instances_per_host: int | None = Field(None, description="guests; an aggregate may say less")
+    isolated_images: list[str] = Field([], description="images (ids) that may run on isolated hosts alone")
+    isolated_hosts: list[str] = []
+    restrict_isolated_hosts_to_isolated_images: bool = True
+    failure_half_life: float = Field(600.0, description="after so long, a failed build on a host counts half")
+    view_reload_interval: float = Field(60.0, description="how often all hosts are read anew")
+    io_ops_interval: float = Field(5.0, description="how often builds and moves under way are counted")
+    placement_seed: int | None = Field(None, description="makes what is random in placement repeatable (tests)")
 
 
 class AgentSettings(CommonSettings):
@@ -56,7 +80,14 @@ class AgentSettings(CommonSettings):
     hypervisor_uri: str = "qemu:///system"
     virt_type: Literal["auto", "kvm", "qemu"] = "auto"
     state_dir: Path = Path("/var/lib/virtfleet")
-    host_ip: str = "127.0.0.1"
+    instances_dir: Path | None = Field(
+        None, description="the instances' directories; default: below state_dir. Shared storage: the same on every host"
+    )
+    host_ip: str = Field("127.0.0.1", description="the address that other hosts send disks to")
+    transfer_ports: tuple[int, int] = Field((49600, 49999), description="the first and last port disks are received on")
+    transfer_timeout: float = Field(6 * 3600.0, description="a disk that is not there after so long is not waited for")
+    transfer_stall: float = Field(60.0, description="the sending of a disk without progress is given up after so long")
+    transfer_rate_mb: int = Field(0, description="MiB per second that sending one disk may take; 0: no limit")
     libvirt_workers: int = Field(8, description="threads for step work on libvirt")
     libvirt_timeout: float = Field(60.0, description="the longest wait for one libvirt call")
     listing_timeout: float = Field(10.0, description="the longest wait for the listing of a heartbeat")
@@ -65,6 +96,8 @@ class AgentSettings(CommonSettings):
     soft_reboot_retry: float = 10.0
     shutdown_timeout: float = Field(60.0, description="the longest wait for a guest to shut down before it is forced")
     shutdown_retry: float = 10.0
+    resize_confirm_window: float = Field(86400.0, description="a resize is confirmed by itself after so long; 0: never")
+    cleanup_interval: float = Field(30.0, description="how often a host looks for what it owes")
     cpu_allocation_ratio: float = 4.0
     ram_allocation_ratio: float = 1.0
     disk_allocation_ratio: float = 1.0
@@ -86,6 +119,7 @@ class PowerSyncSettings(CommonSettings):
     host_unknown_after: float = Field(15.0, description="three missed heartbeats")
     host_down_after: float = 30.0
     mass_loss_fraction: float = Field(0.5, description="more hosts than this lost together: our own network is suspect")
+    confirm_interval: float = Field(5.0, description="how often overdue confirmations are looked for")
     missing_confirmations: int = 3
     host_write_interval: float = Field(0.2, description="heartbeats are gathered for so long into one bulk write")
     on_unexpected_running: Literal["adopt", "enforce"] = "adopt"

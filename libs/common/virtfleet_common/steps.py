@@ -30,6 +30,10 @@ class FailureRule(StrEnum):
     """The next host, up to `max_attempts`; then vm_state error."""
     ERROR = "error"
     """vm_state error, task null."""
+    RESELECT = "reselect"
+    """Another destination, up to `max_attempts`; then as `abandon`."""
+    ABANDON = "abandon"
+    """The move is given up before the instance changed hands: vm_state kept, task null, migration error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,26 @@ STEPS: Mapping[str, StepSpec] = {
         StepSpec("unpause", X.COMPUTE, (T.UNPAUSING,), "compute_unpause_instance", F.KEEP),
         StepSpec("suspend", X.COMPUTE, (T.SUSPENDING,), "compute_suspend_instance", F.KEEP),
         StepSpec("resume", X.COMPUTE, (T.RESUMING,), "compute_resume_instance", F.KEEP),
+        StepSpec("select_destination", X.SCHEDULER, (T.RESIZE_PREP,), "cold_migrate", F.ABANDON),
+        StepSpec("prepare", X.COMPUTE, (T.RESIZE_PREP,), "compute_prep_resize", F.RESELECT),
+        StepSpec(
+            "move",
+            X.COMPUTE,
+            (T.RESIZE_PREP, T.RESIZE_MIGRATING),
+            "compute_resize_instance",
+            F.ABANDON,
+            claimed_as=T.RESIZE_MIGRATING,
+        ),
+        StepSpec(
+            "finish",
+            X.COMPUTE,
+            (T.RESIZE_MIGRATED, T.RESIZE_FINISH),
+            "compute_finish_resize",
+            F.ERROR,
+            claimed_as=T.RESIZE_FINISH,
+        ),
+        StepSpec("revert", X.COMPUTE, (T.RESIZE_REVERTING,), "compute_revert_resize", F.KEEP),
+        StepSpec("finish_revert", X.COMPUTE, (T.RESIZE_REVERTING,), "compute_finish_revert_resize", F.ERROR),
     )
 }
 

@@ -9,19 +9,20 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from virtfleet_common import effects
+from virtfleet_common import effects, moves
 from virtfleet_common.actions import ACTIONS, ActionSpec, HostNeed
 from virtfleet_common.effects import Effect
 from virtfleet_common.errors import Conflict, Forbidden, NotFound
-from virtfleet_common.events import lifecycle
+from virtfleet_common.outcomes import completed
 from virtfleet_common.ports import Clock
-from virtfleet_common.records import Instance
+from virtfleet_common.records import ActionState, Instance
 from virtfleet_common.relay import Relay
 from virtfleet_common.settings import ApiSettings
 from virtfleet_common.states import HostState, TaskState, VmState
 from virtfleet_common.store import Expect, Mismatch, Store
 
-from virtfleet_api.begin import READ_YOUR_WRITES, begin, opened, opening, require_role, superseded
+from virtfleet_api import resize
+from virtfleet_api.begin import READ_YOUR_WRITES, begin, opening, require_role, superseded
 from virtfleet_api.create import CreateRequest, Creator
 from virtfleet_api.identity import Identity
 
@@ -109,6 +110,9 @@ class Acceptor:
                 return await self._lock(who, instance, spec, args, action_id)
             case "resetState":
                 return await self._reset(who, instance, spec, VmState(args["state"]), action_id)
+            case "confirmResize":
+                turn = moves.confirmed(instance, resize.open_move(instance, spec), self._clock.now())
+                return await self._complete(who, instance, spec, action_id, turn.set, turn.effects)
             case "delete" if instance.task_state is TaskState.DELETING:
                 return instance  # as Nova: the second delete is content with the first
             case "delete" if await self._is_beyond_reach(instance):
@@ -121,19 +125,36 @@ class Acceptor:
     ) -> Instance:
         now, timeout = self._clock.now(), self._settings.action_timeout
         action = begin(who, spec, instance.host, instance.vm_state, action_id, args, now, timeout)
+        action, turn = await self._turn(instance, spec, action, args)
         return await self._relay.commit(
             instance.id,
             expect=_unchanged(instance),
-            set={"task_state": spec.first_task, "progress": 0},
+            set={"task_state": spec.first_task, "progress": 0, **turn.set},
             begin=action,
-            effects=[*superseded(instance, by=spec.name, now=now), *opening(instance, action)],
+            effects=[*superseded(instance, by=spec.name, now=now), *opening(instance, action), *turn.effects],
             wait=READ_YOUR_WRITES,
         )
 
+    async def _turn(
+        self, instance: Instance, spec: ActionSpec, action: ActionState, args: Mapping[str, Any]
+    ) -> tuple[ActionState, moves.Turn]:
+        """What the acceptance of a move writes beside the action; nothing for any other action."""
+        match spec.name:
+            case "resize" | "migrate":
+                return await resize.begun(self._store, instance, action, args, action.started_at)
+            case "revertResize":
+                move = resize.open_move(instance, spec)
+                states = [await self._host_state(host) for host in (move.source, move.destination)]
+                return resize.revert_of(instance, move, action, *states)
+            case _:
+                return action, moves.Turn({})
+
     async def _delete_record(self, who: Identity, instance: Instance, spec: ActionSpec, action_id: str) -> Instance:
         """No hypervisor can be asked: the record goes at once, and the host cleans up when it returns."""
-        gone = {"vm_state": VmState.DELETED, "task_state": None, "deleted_at": self._clock.now()}
-        return await self._complete(who, instance, spec, action_id, gone, [effects.release(instance.id)], end=True)
+        now = self._clock.now()
+        gone = {"vm_state": VmState.DELETED, "task_state": None, "deleted_at": now, "move": None}
+        left = [effects.release(instance.id), *moves.deleted(instance, now)]
+        return await self._complete(who, instance, spec, action_id, gone, left, end=True)
 
     async def _reset(
         self, who: Identity, instance: Instance, spec: ActionSpec, vm_state: VmState, action_id: str
@@ -168,20 +189,12 @@ class Acceptor:
     ) -> Instance:
         """An action that its acceptance completes, and that ends the one in progress if `end` says so."""
         now = self._clock.now()
-        told = [
-            *(superseded(instance, by=spec.name, now=now) if end else ()),
-            opened(instance, action_id, spec.name, who, now),
-            lifecycle(instance, spec.name, "start", after={}, request_id=action_id),
-            effects.closed(action_id, at=now, result="Success"),
-            lifecycle(instance, spec.name, "end", after=fields, request_id=action_id),
-        ]
+        ended = superseded(instance, by=spec.name, now=now) if end else []
+        by = (who.user_id, who.project_id)
+        change = completed(instance, spec.name, action_id, by=by, at=now, set=fields, more=more)
+        change["effects"] = [*ended, *change["effects"]]
         return await self._relay.commit(
-            instance.id,
-            expect=_unchanged(instance),
-            set=fields,
-            end=end,
-            effects=[*told, *more],
-            wait=READ_YOUR_WRITES,
+            instance.id, expect=_unchanged(instance), end=end, wait=READ_YOUR_WRITES, **change
         )
 
     async def _is_beyond_reach(self, instance: Instance) -> bool:

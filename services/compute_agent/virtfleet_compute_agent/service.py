@@ -13,7 +13,7 @@ from virtfleet_common.records import Resources
 from virtfleet_common.service import Backbone, backbone, repeat, run, until_stopped
 from virtfleet_common.settings import AgentSettings
 
-from virtfleet_compute_agent import console, identity, steps
+from virtfleet_compute_agent import cleanups, console, identity, steps
 from virtfleet_compute_agent.heartbeat import Reporter
 from virtfleet_compute_agent.hypervisor import LibvirtHypervisor
 from virtfleet_compute_agent.steps.context import HostContext
@@ -39,7 +39,8 @@ async def _serve(base: Backbone, settings: AgentSettings, host: str, uuid: str) 
         facts = await hypervisor.facts()
         await _register(base, settings, host, uuid, facts)
         reporter = Reporter(host, base.boot, hypervisor, base.bus, SystemClock())
-        context = HostContext(hypervisor, settings)
+        cleaner = cleanups.Cleaner(host, base.store, hypervisor)
+        context = HostContext(hypervisor, settings, cleaner.clean)
         executor = StepExecutor(
             name=f"compute.{host}",
             boot=base.boot,
@@ -57,10 +58,12 @@ async def _serve(base: Backbone, settings: AgentSettings, host: str, uuid: str) 
         resumed = await executor.resume()
         log.info("agent.started", host=host, resumed=resumed, hypervisor=facts.hypervisor_type)
         await stack.enter_async_context(base.bus.consume(_queue(host, settings), executor.take))
+        await stack.enter_async_context(base.bus.consume(cleanups.queue(host), cleaner.take))
         consoles = console.Consoles(host, hypervisor, base.bus)
         await stack.enter_async_context(base.bus.consume(console.queue(host), consoles.take))
         beats = repeat(settings.heartbeat_interval, reporter.beat)
-        await until_stopped(beats, reporter.follow(executor), executor.keep_renewed())
+        owed = repeat(settings.cleanup_interval, cleaner.clean_all)
+        await until_stopped(beats, owed, reporter.follow(executor), executor.keep_renewed())
 
 
 def _queue(host: str, settings: AgentSettings) -> QueueSpec:

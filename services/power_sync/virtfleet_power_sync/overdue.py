@@ -5,10 +5,12 @@ what was read, so that replicas of this service, and the executor itself, may ac
 """
 
 from datetime import UTC, datetime
+from uuid import uuid4
 
 import structlog
+from virtfleet_common import moves
 from virtfleet_common.errors import Faulty
-from virtfleet_common.outcomes import failed, fault_of
+from virtfleet_common.outcomes import completed, failed, fault_of
 from virtfleet_common.ports import Clock
 from virtfleet_common.records import ActionState, Instance
 from virtfleet_common.relay import Relay
@@ -55,6 +57,22 @@ class Overdue:
                 await self._end(instance, action)
             elif _is_reachable(action, up):
                 await self._send(instance, action)
+
+    async def confirm_due(self) -> None:
+        """Confirm the moves whose owner let the time for a decision pass. "Not now" is tried again later."""
+        for instance in await self._store.instances.find_unconfirmed(self._clock.now()):
+            move, now = instance.move, self._clock.now()
+            if move is None:
+                continue
+            turn = moves.confirmed(instance, move, now)
+            by = (instance.user_id, instance.project_id)
+            change = completed(
+                instance, "confirmResize", f"req-{uuid4()}", by=by, at=now, set=turn.set, more=turn.effects
+            )
+            try:
+                await self._relay.commit(instance.id, expect=Expect(rev=instance.rev), **change)
+            except Mismatch as mismatch:
+                log.info("move.not_confirmed", instance_id=instance.id, why=str(mismatch))
 
     async def _send(self, instance: Instance, action: ActionState) -> None:
         if await self._relay.send_step(instance):

@@ -36,6 +36,7 @@ async def serve(settings: PowerSyncSettings) -> None:
                 repeat(settings.liveness_interval, liveness.check),
                 repeat(settings.resend_interval, overdue.deliver_unsent),
                 repeat(settings.resend_interval, overdue.send_again),
+                repeat(settings.confirm_interval, overdue.confirm_due),
             )
 
 

@@ -1,6 +1,6 @@
 """State, in MongoDB through motor, which is imported in this package alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from motor.motor_asyncio import AsyncIOMotorClient
@@ -16,6 +16,7 @@ from virtfleet_common.store.counting import WriteCounter
 from virtfleet_common.store.expect import Expect, Mismatch
 from virtfleet_common.store.hosts import Hosts
 from virtfleet_common.store.instances import Delivered, InstanceQuery, Instances
+from virtfleet_common.store.migrations import Cleanups, Migrations
 
 __all__ = ["Delivered", "Expect", "InstanceQuery", "Mismatch", "Store"]
 
@@ -29,6 +30,8 @@ class Store:
     instances: Instances
     actions: Actions
     hosts: Hosts
+    migrations: Migrations
+    cleanups: Cleanups
     flavors: Catalogue[Flavor]
     images: Catalogue[Image]
     tokens: Catalogue[Token]
@@ -52,6 +55,8 @@ class Store:
             instances=Instances(database, deleted_retention=settings.deleted_retention),
             actions=Actions(database),
             hosts=Hosts(database),
+            migrations=Migrations(database),
+            cleanups=Cleanups(database),
             flavors=Catalogue(database, "flavors", Flavor, unique="name"),
             images=Catalogue(database, "images", Image),
             tokens=Catalogue(database, "tokens", Token),
@@ -62,7 +67,7 @@ class Store:
 
     async def prepare(self) -> None:
         """Create what indexes are missing. Raises StoreUnavailable."""
-        parts = (self.instances, self.actions, self.hosts, self.flavors, self.images, self.tokens, self.replies)
+        parts = (getattr(self, part.name) for part in fields(self) if part.name != "client")
         try:
             for part in parts:
                 await part.create_indexes()

@@ -29,6 +29,7 @@ INDEXES = [
     IndexModel([("created_at", DESCENDING), ("_id", DESCENDING)]),
     IndexModel([("host", ASCENDING)]),
     IndexModel([("outbox.at", ASCENDING)], sparse=True),
+    IndexModel([("move.confirm_by", ASCENDING)], sparse=True),
     IndexModel(
         [("action.step.executor", ASCENDING), ("action.progressed_at", ASCENDING)],
         partialFilterExpression={"action.id": {"$type": "string"}},
@@ -216,6 +217,12 @@ class Instances:
         """Instances with effects that were committed more than `age` seconds ago."""
         rows = self._rows.find({"outbox.at": {"$lt": _ago(age)}}).limit(limit)
         return [Instance.model_validate(row) async for row in rows]
+
+    @guarded
+    async def find_unconfirmed(self, now: datetime, limit: int = 500) -> list[Instance]:
+        """Instances whose move should be confirmed by `now`, and that nothing is at work on."""
+        due = {"move.confirm_by": {"$lt": now}, "vm_state": VmState.RESIZED, "task_state": None}
+        return [Instance.model_validate(row) async for row in self._rows.find(due).limit(limit)]
 
     @guarded
     async def find_stalled(self, *, unsent: float, allowance: float, limit: int = 500) -> list[Instance]:

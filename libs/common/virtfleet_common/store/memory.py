@@ -20,10 +20,12 @@ from virtfleet_common.records import (
     ActionState,
     Allocation,
     AmqpUser,
+    Cleanup,
     Flavor,
     Host,
     Image,
     Instance,
+    Migration,
     Record,
     Reply,
     Resources,
@@ -37,6 +39,7 @@ from virtfleet_common.store.catalogue import Catalogue
 from virtfleet_common.store.expect import Expect, Mismatch
 from virtfleet_common.store.hosts import KINDS, Hosts, as_given_back, as_taken, has_room, held_by
 from virtfleet_common.store.instances import Delivered, InstanceQuery, Instances, as_update, stamped
+from virtfleet_common.store.migrations import Cleanups, Migrations
 
 R = TypeVar("R", bound=Record)
 _BSON: CodecOptions[dict[str, Any]] = CodecOptions(tz_aware=True)
@@ -50,6 +53,8 @@ class MemoryStore(Store):
             instances=MemoryInstances(),
             actions=MemoryActions(),
             hosts=MemoryHosts(),
+            migrations=MemoryMigrations(),
+            cleanups=MemoryCleanups(),
             flavors=MemoryCatalogue(Flavor, unique="name"),
             images=MemoryCatalogue(Image),
             tokens=MemoryCatalogue(Token),
@@ -140,6 +145,10 @@ class MemoryInstances(Instances):
         found = [one for one in self._records.values() if any(_is_older(effect["at"], age) for effect in one.outbox)]
         return found[:limit]
 
+    async def find_unconfirmed(self, now: datetime, limit: int = 500) -> list[Instance]:
+        await _round_trip()
+        return [one for one in self._records.values() if _is_unconfirmed(one, now)][:limit]
+
     async def find_stalled(self, *, unsent: float, allowance: float, limit: int = 500) -> list[Instance]:
         await _round_trip()
         return [one for one in self._records.values() if _is_stalled(one.action, unsent, allowance)][:limit]
@@ -151,6 +160,11 @@ class MemoryInstances(Instances):
             return False
         self._records[instance_id] = _updated(stored, update)
         return True
+
+
+def _is_unconfirmed(instance: Instance, now: datetime) -> bool:
+    until = instance.move.confirm_by if instance.move else None
+    return until is not None and until < now and (instance.vm_state, instance.task_state) == (VmState.RESIZED, None)
 
 
 class MemoryActions(Actions):
@@ -176,6 +190,57 @@ class MemoryActions(Actions):
         long_ago = datetime.min.replace(tzinfo=UTC)
         mine = [one for one in self._records.values() if one.instance_id == instance_id]
         return sorted(mine, key=lambda one: one.start or long_ago, reverse=True)[: limit or None]
+
+
+class MemoryMigrations(Migrations):
+    """The twin of the migrations collection."""
+
+    def __init__(self) -> None:
+        self._documents: dict[str, dict[str, Any]] = {}
+
+    async def create_indexes(self) -> None:
+        """None here."""
+
+    async def put(self, migration_id: str, fields: Mapping[str, Any], rank: int) -> None:
+        await _round_trip()
+        stored = self._documents.get(migration_id, {"_id": migration_id, "rank": rank})
+        if stored["rank"] <= rank:
+            document = {**stored, **fields, "rank": rank}
+            self._documents[migration_id] = bson.decode(bson.encode(document), _BSON)
+
+    async def get(self, migration_id: str) -> Migration | None:
+        await _round_trip()
+        document = self._documents.get(migration_id)
+        return Migration.model_validate(document) if document else None
+
+    async def find(self, fields: Mapping[str, Any] | None = None, limit: int = 1000) -> list[Migration]:
+        await _round_trip()
+        wanted = (fields or {}).items()
+        found = [Migration.model_validate(one) for one in self._documents.values() if wanted <= one.items()]
+        return sorted(found, key=lambda one: (one.created_at, one.id), reverse=True)[:limit]
+
+
+class MemoryCleanups(Cleanups):
+    """The twin of the cleanups collection."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, Cleanup] = {}
+
+    async def create_indexes(self) -> None:
+        """None here."""
+
+    async def add(self, cleanup: Cleanup) -> None:
+        await _round_trip()
+        self._records.setdefault(cleanup.id, cleanup)
+
+    async def find(self, host: str | None = None) -> list[Cleanup]:
+        await _round_trip()
+        owed = [one for one in self._records.values() if host in (None, one.host)]
+        return sorted(owed, key=lambda one: one.created_at)
+
+    async def remove(self, cleanup_id: str) -> None:
+        await _round_trip()
+        self._records.pop(cleanup_id, None)
 
 
 class MemoryHosts(Hosts):

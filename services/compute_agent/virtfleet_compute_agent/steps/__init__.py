@@ -1,17 +1,18 @@
 """What the agent does, one module a workflow, each step the same recipe: observe, already so?, make it so, done."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
-from virtfleet_common.executor import StepHandler
+from virtfleet_common.executor import StepHandler, StepRun
+from virtfleet_common.outcomes import Outcome
 
-from virtfleet_compute_agent.steps import create, delete, power, reboot
+from virtfleet_compute_agent.steps import create, delete, power, reboot, resize
 from virtfleet_compute_agent.steps.context import HostContext
 
 
 def handlers(host: HostContext) -> Mapping[str, StepHandler]:
     """The steps this agent executes, by name."""
-    steps = {
+    steps: Mapping[str, Callable[[HostContext, StepRun], Awaitable[Outcome]]] = {
         "create": create.create,
         "delete": delete.delete,
         "reboot_soft": reboot.soft,
@@ -22,5 +23,10 @@ def handlers(host: HostContext) -> Mapping[str, StepHandler]:
         "unpause": power.unpause,
         "suspend": power.suspend,
         "resume": power.resume,
+        "prepare": resize.prepare,
+        "move": resize.send,
+        "finish": resize.finish,
+        "revert": resize.revert,
+        "finish_revert": resize.finish_revert,
     }
     return {name: partial(step, host) for name, step in steps.items()}

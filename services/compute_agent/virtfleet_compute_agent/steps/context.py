@@ -1,5 +1,6 @@
 """What every step of a host works with."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from virtfleet_common.errors import HypervisorFault
@@ -13,10 +14,11 @@ OFF = frozenset({PowerState.SHUTOFF, PowerState.CRASHED, PowerState.NOSTATE})
 
 @dataclass(frozen=True, slots=True)
 class HostContext:
-    """The hypervisor of this host, and the agent's settings."""
+    """The hypervisor of this host, the agent's settings, and `clean`, which does what the host owes for an instance."""
 
     hypervisor: Hypervisor
     settings: AgentSettings
+    clean: Callable[[str], Awaitable[None]]
 
     async def power_of(self, instance_id: str) -> PowerState | None:
         """The power state of a guest, NOSTATE when there is none; None when nobody can tell."""

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from virtfleet_common import effects
+from virtfleet_common import effects, moves
 from virtfleet_common.events import settled
 from virtfleet_common.executor import StepRun
 from virtfleet_common.failpoints import reach
@@ -15,8 +15,9 @@ from virtfleet_compute_agent.steps.context import HostContext
 async def delete(host: HostContext, run: StepRun) -> Done:
     """Remove every trace of the guest from this host. What is gone already is fine."""
     await remove(host, run.instance.id)
-    gone = settled(VmState.DELETED, PowerState.NOSTATE, deleted_at=datetime.now(UTC))
-    return Done(gone, effects=[effects.release(run.instance.id)])
+    now = datetime.now(UTC)
+    gone = settled(VmState.DELETED, PowerState.NOSTATE, deleted_at=now, move=None)
+    return Done(gone, effects=[effects.release(run.instance.id), *moves.deleted(run.instance, now)])
 
 
 async def remove(host: HostContext, instance_id: str) -> None:
@@ -24,4 +25,6 @@ async def remove(host: HostContext, instance_id: str) -> None:
     await host.hypervisor.destroy(instance_id)
     await host.hypervisor.undefine(instance_id)
     reach("delete.middle")
+    await host.hypervisor.remove_aside(instance_id)
+    await host.hypervisor.close_export(instance_id, adopt=False)
     await host.hypervisor.delete_files(instance_id)

@@ -79,7 +79,13 @@ async def _made_anew(host: HostContext, run: StepRun, guest: Guest | None) -> Do
 
 
 def _rebooted(run: StepRun, guest: Guest | None) -> Done:
-    stays = run.action.original_vm_state is VmState.RESCUED
     if not is_running(guest):
         raise HypervisorFault("the guest was started and does not run", operation="reboot")
-    return Done(settled(VmState.RESCUED if stays else VmState.ACTIVE, power_state(guest) or PowerState.RUNNING))
+    return Done(settled(_state_after(run), power_state(guest) or PowerState.RUNNING))
+
+
+def _state_after(run: StepRun) -> VmState:
+    """Active, but for a rescued guest, which stays so, and for one whose move its owner has not decided on yet."""
+    if run.instance.move is not None:
+        return VmState.RESIZED
+    return VmState.RESCUED if run.action.original_vm_state is VmState.RESCUED else VmState.ACTIVE

@@ -1,0 +1,74 @@
+"""What this host owes: the leftovers of moves, removed when they are announced, at start, and now and then.
+
+Only leftovers go: a guest that the record places on this host is never touched.
+"""
+
+import structlog
+from virtfleet_common.bus import COMMANDS, Delivery, QueueSpec
+from virtfleet_common.errors import Faulty
+from virtfleet_common.failpoints import reach
+from virtfleet_common.messages import DoCleanups
+from virtfleet_common.ports import Hypervisor
+from virtfleet_common.records import Cleanup
+from virtfleet_common.states import VmState
+from virtfleet_common.store import Store
+
+log = structlog.get_logger()
+
+
+def queue(host: str) -> QueueSpec:
+    """The wake-ups of one host. One that is lost does no harm: the host looks by itself too."""
+    return QueueSpec(f"virtfleet.cleanup.{host}", [(COMMANDS, f"cleanup.{host}")], prefetch=1, max_length=100)
+
+
+class Cleaner:
+    """Does what one host owes."""
+
+    def __init__(self, host: str, store: Store, hypervisor: Hypervisor) -> None:
+        self._host = host
+        self._store = store
+        self._hypervisor = hypervisor
+
+    async def take(self, delivery: Delivery) -> None:
+        """The consumer of the queue."""
+        delivery.read(DoCleanups)
+        await delivery.settler.ack()
+        await self.clean_all()
+
+    async def clean_all(self) -> None:
+        """Do all that is owed; what fails is tried again next time."""
+        for owed in await self._store.cleanups.find(self._host):
+            try:
+                await self._clean(owed)
+            except Faulty as error:
+                log.warning("cleanup.failed", instance_id=owed.instance_id, what=owed.what, error=error.message)
+
+    async def clean(self, instance_id: str) -> None:
+        """Do what is owed for one instance. Raises Faulty: whoever asks needs it done."""
+        for owed in await self._store.cleanups.find(self._host):
+            if owed.instance_id == instance_id:
+                await self._clean(owed)
+
+    async def _clean(self, owed: Cleanup) -> None:
+        reach("cleanup.before")
+        await self._remove(owed)
+        reach("cleanup.middle")
+        if owed.claim is not None:
+            await self._store.hosts.release(owed.instance_id, owed.claim)
+        await self._store.cleanups.remove(owed.id)
+        log.info("cleanup.done", instance_id=owed.instance_id, what=owed.what, host=self._host)
+
+    async def _remove(self, owed: Cleanup) -> None:
+        hypervisor, id_ = self._hypervisor, owed.instance_id
+        await hypervisor.close_export(id_, adopt=False)
+        if owed.migration_id is not None:
+            await hypervisor.remove_probe(owed.migration_id)
+        instance = await self._store.instances.get(id_)
+        lives_here = instance is not None and instance.host == self._host and instance.vm_state is not VmState.DELETED
+        if lives_here:
+            return
+        await hypervisor.destroy(id_)
+        await hypervisor.undefine(id_)
+        await hypervisor.remove_aside(id_)
+        if not owed.is_shared:
+            await hypervisor.delete_files(id_)
