@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
+from virtfleet_local.database import Database
 from virtfleet_local.fleet import LocalFleet
 
-from benchmarks import reboot
+from benchmarks import placement, reboot
 
 RESULTS = Path("bench-results")
 
@@ -18,6 +19,8 @@ def main() -> None:
     """Run the benchmarks on a fleet of their own."""
     console = Console(width=200)
     with tempfile.TemporaryDirectory(prefix="virtfleet-bench-") as folder:
+        with Database(Path(folder, "placement")) as database:
+            _write("placement", asyncio.run(placement.measure(database.url, console)))
         with LocalFleet(Path(folder), hosts=3, hypervisor="test") as fleet:
             _write("reboot", asyncio.run(reboot.measure(fleet, console)))
 

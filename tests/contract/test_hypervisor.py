@@ -1,9 +1,6 @@
 """What every Hypervisor does, on libvirt's test driver and on a real QEMU driver inside this process."""
 
 import asyncio
-import hashlib
-import os
-import pwd
 import shutil
 import signal
 import subprocess
@@ -13,7 +10,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,69 +20,20 @@ import pytest
 from virtfleet_common import failpoints
 from virtfleet_common.errors import HypervisorFault, HypervisorTimeout, ImageFault
 from virtfleet_common.ports import Guest, GuestEvent, Hypervisor
-from virtfleet_common.records import Flavor, Image, Instance
-from virtfleet_common.settings import AgentSettings
-from virtfleet_common.states import PowerState, VmState
+from virtfleet_common.records import Instance
+from virtfleet_common.states import PowerState
 from virtfleet_compute_agent.hypervisor import LibvirtHypervisor
 from virtfleet_compute_agent.hypervisor.images import ImageCache
 from virtfleet_compute_agent.hypervisor.layout import Layout
 from virtfleet_compute_agent.hypervisor.pool import Pool
 
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
+from tests.hypervisors import FLAVOR, an_instance, image_of, kill_guests_under, opened, qcow2, settings
+
 MIB = 1024**2
 OFF, RUNNING = frozenset({PowerState.SHUTOFF}), frozenset({PowerState.RUNNING})
-FLAVOR = Flavor(_id="f1", name="m1.nano", vcpus=1, ram_mb=64, disk_gb=0)
-
-
-def an_instance(**fields: Any) -> Instance:
-    plain = {"_id": str(uuid4()), "name": "web", "project_id": "p1", "user_id": "u1", "vm_state": VmState.ACTIVE}
-    return Instance(**plain | {"flavor": FLAVOR, "epoch": 1, "created_at": NOW, "updated_at": NOW} | fields)
-
-
-def settings(uri: str, state_dir: Path, **fields: Any) -> AgentSettings:
-    return AgentSettings(hypervisor_uri=uri, state_dir=state_dir, virt_type="qemu", **fields)
 
 
 # An adapter on each driver.
-
-
-@pytest.fixture(scope="session")
-def embed_root() -> Iterator[Path]:
-    """The root of the QEMU driver; a short path, for QEMU's sockets lie below it."""
-    try:
-        pwd.getpwnam("libvirt-qemu")
-    except KeyError:
-        pytest.skip("libvirt's QEMU driver needs the system account libvirt-qemu")
-    root = Path(tempfile.mkdtemp(prefix="vf-"))
-    yield root
-    kill_guests_under(root)
-    shutil.rmtree(root)
-
-
-def kill_guests_under(root: Path) -> None:
-    """End the QEMU processes that a failed test left, by the pid files of their own driver."""
-    for pid_file in root.glob("run/qemu/vf-*.pid"):
-        os.kill(int(pid_file.read_text()), signal.SIGKILL)
-
-
-@pytest.fixture(scope="session")
-async def embedded(embed_root: Path) -> AsyncIterator[LibvirtHypervisor]:
-    async with opened(settings(f"qemu:///embed?root={embed_root}", embed_root / "state")) as hypervisor:
-        yield hypervisor
-
-
-class opened:  # noqa: N801 (reads as a verb)
-    """An open adapter for the length of a block."""
-
-    def __init__(self, of: AgentSettings) -> None:
-        self._hypervisor = LibvirtHypervisor(of)
-
-    async def __aenter__(self) -> LibvirtHypervisor:
-        await self._hypervisor.open()
-        return self._hypervisor
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._hypervisor.close()
 
 
 @pytest.fixture(params=["test", pytest.param("qemu", marks=pytest.mark.qemu)])
@@ -403,19 +350,8 @@ async def test_a_host_that_cannot_be_reached_is_a_fault(tmp_path: Path) -> None:
 # What only a driver with files shows.
 
 
-def qcow2(path: Path, size: str, *arguments: str) -> Path:
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *arguments, str(path), size], check=True)
-    return path
-
-
 def write_into(disk: Path) -> None:
     subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -q -P 7 0 4k", str(disk)], check=True)
-
-
-def image_of(path: Path, **fields: Any) -> Image:
-    checksum = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
-    plain = {"_id": str(uuid4()), "name": "disk", "location": str(path), "checksum": checksum}
-    return Image(**plain | {"created_at": NOW, "updated_at": NOW} | fields)
 
 
 def virtual_size(disk: Path) -> int:

@@ -17,9 +17,9 @@ from uuid import uuid4
 import openstack
 import pytest
 import uvicorn
-from virtfleet_common.records import ActionEvent
+from virtfleet_common.records import ActionEvent, Flavor, Instance
 from virtfleet_common.settings import ApiSettings
-from virtfleet_common.states import VmState
+from virtfleet_common.states import TaskState, VmState
 from virtfleet_common.store import Store
 
 from tests.contract.http_facade.api import Api
@@ -105,7 +105,8 @@ async def test_the_sdk_finds_its_way_around(api: Api, url: str) -> None:
         assert cloud.compute.get_quota_set(api.project).instances == -1
         assert [zone.name for zone in cloud.compute.availability_zones()] == ["nova"]
         assert list(cloud.compute.migrations()) == []
-        assert list(cloud.compute.server_groups()) == []
+        assert list(cloud.network.networks()) == []
+        assert list(cloud.network.ports(device_id=guest.id)) == []
 
     await sdk(api, url, look)
 
@@ -206,3 +207,90 @@ async def test_the_command_manages_flavors_images_limits_and_hosts(api: Api, url
     assert host is not None
     assert (stored.name, dict(stored.metadata)) == ("renamed", {"a": "b"})
     assert (host.is_enabled, host.disabled_reason) == (False, "x")
+
+
+async def test_the_sdk_groups_limits_and_explains_itself(api: Api, url: str) -> None:
+    guest = await api.instance()
+    await a_migration(api, guest)
+
+    def work(cloud: Any) -> None:
+        group = cloud.compute.create_server_group(
+            name="apart", policy="anti-affinity", rules={"max_server_per_host": 2}
+        )
+        assert cloud.compute.find_server_group("apart").rules == {"max_server_per_host": 2}
+        assert group.id in [one.id for one in cloud.compute.server_groups()]
+        made = cloud.compute.create_server(
+            name="member", flavor_id=api.flavor.id, networks="none", scheduler_hints={"group": group.id}
+        )
+        assert cloud.compute.get_server_group(group.id).member_ids == [made.id]
+        aggregate = cloud.compute.create_aggregate(name="fast", availability_zone="east")
+        aggregate = cloud.compute.add_host_to_aggregate(aggregate, api.host)
+        assert (aggregate.hosts, aggregate.availability_zone) == ([api.host], "east")
+        cloud.compute.remove_host_from_aggregate(aggregate, api.host)
+        cloud.compute.set_aggregate_metadata(aggregate, {"ssd": "true"})
+        cloud.compute.delete_aggregate(aggregate)
+        cloud.compute.update_quota_set(api.project, cores=99)
+        assert cloud.compute.get_quota_set(api.project, usage=True).cores == 99
+        assert cloud.compute.get_quota_set_defaults(api.project).cores == -1
+        cloud.compute.revert_quota_set(api.project)
+        (move,) = cloud.compute.migrations(instance_uuid=guest.id)
+        assert (move.migration_type, move.status, move.source_compute) == ("resize", "migrating", api.host)
+        assert [one.status for one in cloud.compute.server_migrations(guest.id)] == ["migrating"]
+        cloud.compute.delete_server(made)
+        cloud.compute.delete_server_group(group)
+
+    await sdk(api, url, work)
+
+
+async def a_migration(api: Api, guest: Instance) -> None:
+    """A move in the history."""
+    now = datetime.now(UTC)
+    fields = {
+        "number": 7, "instance_id": guest.id, "project_id": guest.project_id, "user_id": "u", "type": "resize",
+        "status": "migrating", "source": api.host, "destination": "elsewhere", "old_flavor_id": "1",
+        "new_flavor_id": "2", "created_at": now, "updated_at": now,
+    }  # fmt: skip
+    await api.store.migrations.put(str(uuid4()), fields, 20)
+
+
+async def test_the_command_groups_limits_and_lists_moves(api: Api, url: str) -> None:
+    guest = await api.instance()
+    await a_migration(api, guest)
+    name = f"group-{uuid4().hex[:6]}"
+    group, zone, _, moves = await asyncio.gather(
+        parsed(api, url, "server", "group", "create", "--policy", "affinity", name, role="member"),
+        parsed(api, url, "aggregate", "create", "--zone", "west", f"west-{uuid4().hex[:6]}"),
+        command(api, url, "quota", "set", "--instances", "77", api.project),
+        parsed(api, url, "server", "migration", "list", "--server", guest.id),
+    )
+    groups, filled, quota, member = await asyncio.gather(
+        parsed(api, url, "server", "group", "list", role="member"),
+        parsed(api, url, "aggregate", "add", "host", str(zone["id"]), api.host),
+        parsed(api, url, "quota", "show", api.project),
+        parsed(
+            api, url, "server", "create", "--flavor", api.flavor.name, "--no-network", "--server-group", name, "member",
+            "--image", api.image.name, role="member",
+        ),
+    )  # fmt: skip
+    assert group["id"] in [row["ID"] for row in groups]
+    assert filled["hosts"] in (api.host, [api.host])
+    assert {row["Resource"]: row["Limit"] for row in quota}["instances"] == 77
+    assert [(row["Status"], row["Type"]) for row in moves] == [("migrating", "resize")]
+    shown = await parsed(api, url, "server", "group", "show", group["id"], role="member")
+    assert member["id"] in str(shown["members"])
+    await command(api, url, "aggregate", "remove", "host", str(zone["id"]), api.host)
+
+
+async def test_the_command_asks_for_moves(api: Api, url: str) -> None:
+    """A resize and a cold migration are accepted; `tests/e2e/test_local_fleet.py` sees what comes of them."""
+    resized, moved = await api.instance(), await api.instance()
+    large = Flavor(id=uuid4().hex, name=f"large-{uuid4().hex[:6]}", vcpus=2, ram_mb=128, disk_gb=2)
+    await api.store.flavors.add(large)
+    _, _, complaint = await asyncio.gather(
+        command(api, url, "server", "resize", "--flavor", large.name, resized.id, role="member"),
+        command(api, url, "server", "migrate", moved.id),
+        command(api, url, "server", "resize", "confirm", moved.id, role="member", fails=True),
+    )
+    rows = {guest.id: await api.store.instances.get(guest.id) for guest in (resized, moved)}
+    assert [row and row.task_state for row in rows.values()] == [TaskState.RESIZE_PREP] * 2
+    assert "Cannot 'confirmResize'" in complaint

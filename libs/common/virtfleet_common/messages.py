@@ -75,6 +75,26 @@ class UnlockInstance(InstanceCommand):
     """`instance.unlock`"""
 
 
+class ResizeInstance(InstanceCommand):
+    """`instance.resize`: to another flavor (its id), on another host."""
+
+    flavor: str
+
+
+class MigrateInstance(InstanceCommand):
+    """`instance.migrate`: to another host, which an admin may name."""
+
+    host: str | None = None
+
+
+class ConfirmResize(InstanceCommand):
+    """`instance.confirm_resize`: the moved guest is good; what it left on its source goes."""
+
+
+class RevertResize(InstanceCommand):
+    """`instance.revert_resize`: the guest goes back to where and what it was."""
+
+
 class NetworkRequest(Command):
     """One network card asked for: the name of a libvirt network, or of a bridge on the host."""
 
@@ -109,6 +129,10 @@ COMMANDS: Mapping[str, type[Command]] = {
     "instance.suspend": SuspendInstance,
     "instance.resume": ResumeInstance,
     "instance.lock": LockInstance,
+    "instance.resize": ResizeInstance,
+    "instance.migrate": MigrateInstance,
+    "instance.confirm_resize": ConfirmResize,
+    "instance.revert_resize": RevertResize,
     "instance.unlock": UnlockInstance,
 }
 
@@ -132,8 +156,8 @@ PLACEMENT_EXPLAIN = "placement.explain"
 
 
 class ExplainPlacement(Command):
-    """`placement.explain`: where guests would be placed, and why not elsewhere; nothing is claimed. `flavor` and `image`
-    are ids or names; the answer goes to `reply_to`."""
+    """`placement.explain`: where guests would be placed, and why not elsewhere; nothing is claimed. `flavor` and
+    `image` are ids or names; the answer goes to `reply_to`."""
 
     project_id: str
     flavor: str

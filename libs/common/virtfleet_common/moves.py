@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from virtfleet_common import effects
+from virtfleet_common import effects, quota
 from virtfleet_common.effects import Effect
 from virtfleet_common.records import ActionState, Cleanup, Flavor, Instance, Move
 from virtfleet_common.states import PowerState, VmState
@@ -80,7 +80,7 @@ def abandoned(instance: Instance, at: datetime) -> Turn:
     fields = {"move": None, "new_flavor": None, "progress": 0}
     if move is None:
         return Turn(fields)
-    told = [status(move, "error", at)]
+    told = [status(move, "error", at), quota.settled(instance, instance.flavor)]
     if move.destination is not None and move.destination != move.source:
         told.append(_left(move, instance, move.destination, "destination", move.claim, at))
     return Turn(fields, told)
@@ -112,7 +112,7 @@ def confirmed(instance: Instance, move: Move, at: datetime) -> Turn:
     vm_state = VmState.STOPPED if is_off else VmState.ACTIVE
     fields = {"vm_state": vm_state, "task_state": None, "move": None, "old_flavor": None}
     left = _left(move, instance, move.source, "source", move.source_claim, at)
-    return Turn(fields, [status(move, "confirmed", at), left])
+    return Turn(fields, [status(move, "confirmed", at), quota.settled(instance, instance.flavor), left])
 
 
 def handed_back(instance: Instance, move: Move) -> Turn:
@@ -128,7 +128,7 @@ def handed_back(instance: Instance, move: Move) -> Turn:
 
 def reverted(instance: Instance, move: Move, at: datetime) -> Turn:
     """The guest is back on its source; the destination's claim goes when the destination is clean."""
-    told = [status(move, "reverted", at)]
+    told = [status(move, "reverted", at), quota.settled(instance, instance.flavor)]
     if move.destination is not None:
         told.append(_left(move, instance, move.destination, "destination", move.claim, at))
     return Turn({"move": None, "old_flavor": None}, told)

@@ -154,9 +154,12 @@ class Hypervisor(Protocol):
         """
         ...
 
-    async def close_export(self, instance_id: str, *, adopt: bool, size_bytes: int = 0) -> None:
+    async def close_export(
+        self, instance_id: str, *, adopt: bool, size_bytes: int = 0, token: str | None = None
+    ) -> None:
         """Destination: listen no longer. `adopt`: what arrived becomes the instance's disk, `size_bytes` large as
-        `send_disk` said (0: the instance has no disk of its own); otherwise it is deleted.
+        `send_disk` said (0: the instance has no disk of its own); otherwise it is deleted. With a `token`, an
+        export that was opened under another is left alone: a late clean-up must not take a later move's disk.
 
         Adopting twice is fine. HypervisorFault `disk_exists` if the instance had a disk here already (nothing is ever
         overwritten), `no_disk` if nothing is there.

@@ -249,6 +249,28 @@ class Pin(Record):
     at: datetime
 
 
+class HolderAction(Record):
+    """As much of an action in progress as tells which claims it may be about to hold."""
+
+    id: str
+    step: Step
+
+
+class Holder(Record):
+    """As much of an instance as says which places it holds. `outbox`: what was committed and may not be done yet."""
+
+    id: str = Field(alias="_id")
+    vm_state: VmState
+    host: str | None = None
+    claim: str | None = None
+    flavor: Resources = Resources()
+    old_flavor: Resources | None = None
+    new_flavor: Resources | None = None
+    move: Move | None = None
+    action: HolderAction | None = None
+    outbox: Sequence[Mapping[str, Any]] = ()
+
+
 class ServerGroup(Record):
     """Instances that are to be kept together or apart. `policy`: affinity, anti-affinity, soft-affinity,
     soft-anti-affinity; `max_server_per_host` counts for anti-affinity alone, `pins` are written for affinity alone."""
@@ -343,8 +365,8 @@ class QuotaShift(Record):
 
 
 class ProjectQuota(Record):
-    """What a project may use (`limits`: its own, where they differ from the fleet's) and uses. `pending` are the changes
-    under way, by holder: at rest there are none, and `used` is the sum over the project's holders."""
+    """What a project may use (`limits`: its own, where they differ from the fleet's) and what it uses. `pending` are the
+    changes under way, by holder: at rest there are none, and `used` is the sum over the project's holders."""
 
     id: str = Field(alias="_id")
     limits: Mapping[str, int] = {}

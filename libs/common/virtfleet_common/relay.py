@@ -115,6 +115,8 @@ class Relay:
                     await self._store.hosts.note_failure(effect["host"], effect["attempt"])
                 case "migration":
                     await self._store.migrations.put(effect["migration_id"], effect["fields"], effect["rank"])
+                case "quota":
+                    await self._count(effect)
                 case "cleanup":
                     await self._owe(Cleanup.model_validate(effect["cleanup"]))
                 case unknown:
@@ -124,6 +126,13 @@ class Relay:
             log.warning("effect.failed", kind=effect["kind"], instance_id=written.id, error=error.message)
             return False
         return True
+
+    async def _count(self, effect: Mapping[str, Any]) -> None:
+        project_id, instance_id, amounts = effect["project_id"], effect["instance_id"], effect["amounts"]
+        if amounts is None:
+            await self._store.quotas.release(project_id, instance_id)
+        else:
+            await self._store.quotas.settle(project_id, instance_id, amounts, rank=effect["rank"])
 
     async def _owe(self, cleanup: Cleanup) -> None:
         """Remember the clean-up, and wake its host; one that is away looks when it is back."""

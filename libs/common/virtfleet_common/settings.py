@@ -51,6 +51,9 @@ class ApiSettings(CommonSettings):
     api_host: str = "127.0.0.1"
     api_port: int = 8774
     max_limit: int = Field(1000, description="the largest page of a list")
+    quota_instances: int = Field(-1, description="instances that a project may have, unless it has its own limit")
+    quota_vcpus: int = Field(-1, description="vCPUs that a project may have; -1: any number")
+    quota_ram_mb: int = Field(-1, description="MiB of RAM that a project may have; -1: any number")
 
 
 class SchedulerSettings(CommonSettings):
@@ -122,4 +125,6 @@ class PowerSyncSettings(CommonSettings):
     confirm_interval: float = Field(5.0, description="how often overdue confirmations are looked for")
     missing_confirmations: int = 3
     host_write_interval: float = Field(0.2, description="heartbeats are gathered for so long into one bulk write")
+    audit_interval: float = Field(300.0, description="how often the claims on hosts are compared with the instances")
+    audit_grace: float = Field(10.0, description="a difference counts when it is still there after so long")
     on_unexpected_running: Literal["adopt", "enforce"] = "adopt"

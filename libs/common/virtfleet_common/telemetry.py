@@ -5,12 +5,14 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from prometheus_client import Counter, Histogram, generate_latest
+from prometheus_client import Counter, Gauge, Histogram, generate_latest
 
 PUBLISHED = Counter("virtfleet_bus_published_total", "Messages confirmed by the broker")
 WRITES = Counter("virtfleet_store_writes_total", "Write commands confirmed by the database", ["command"])
 STEPS = Counter("virtfleet_steps_total", "Steps by what became of them", ["step", "outcome"])
 STEP_SECONDS = Histogram("virtfleet_step_seconds", "Time from claim to finish", ["step"])
+PLACEMENT_SECONDS = Histogram("virtfleet_placement_seconds", "Time from the request for a host to its claim")
+AUDIT_DIFFERENCES = Gauge("virtfleet_audit_differences", "Differences that the last audit of claims found")
 DUPLICATES_MESSAGES = os.environ.get("VIRTFLEET_DUPLICATE_MESSAGES") == "1"
 """A test's wish: every command goes out twice."""
 

@@ -9,13 +9,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from virtfleet_common import effects, moves
+from virtfleet_common import effects, moves, quota
 from virtfleet_common.actions import ACTIONS, ActionSpec, HostNeed
 from virtfleet_common.effects import Effect
 from virtfleet_common.errors import Conflict, Forbidden, NotFound
 from virtfleet_common.outcomes import completed
 from virtfleet_common.ports import Clock
-from virtfleet_common.records import ActionState, Instance
+from virtfleet_common.records import ActionState, Flavor, Instance
 from virtfleet_common.relay import Relay
 from virtfleet_common.settings import ApiSettings
 from virtfleet_common.states import HostState, TaskState, VmState
@@ -23,6 +23,7 @@ from virtfleet_common.store import Expect, Mismatch, Store
 
 from virtfleet_api import resize
 from virtfleet_api.begin import READ_YOUR_WRITES, begin, opening, require_role, superseded
+from virtfleet_api.budget import Budget
 from virtfleet_api.create import CreateRequest, Creator
 from virtfleet_api.identity import Identity
 
@@ -39,6 +40,7 @@ class Acceptor:
         self._clock = clock
         self._settings = settings
         self._creator = Creator(store, relay, clock, settings)
+        self._budget = Budget(store, settings)
         self._host_states: dict[str, tuple[float, HostState | None]] = {}
 
     async def find(self, who: Identity, instance_id: str) -> Instance:
@@ -126,14 +128,23 @@ class Acceptor:
         now, timeout = self._clock.now(), self._settings.action_timeout
         action = begin(who, spec, instance.host, instance.vm_state, action_id, args, now, timeout)
         action, turn = await self._turn(instance, spec, action, args)
-        return await self._relay.commit(
-            instance.id,
-            expect=_unchanged(instance),
-            set={"task_state": spec.first_task, "progress": 0, **turn.set},
-            begin=action,
-            effects=[*superseded(instance, by=spec.name, now=now), *opening(instance, action), *turn.effects],
-            wait=READ_YOUR_WRITES,
-        )
+        wanted = turn.set.get("new_flavor")
+        if wanted is not None:
+            await self._budget.hold_increase(instance, Flavor.model_validate(wanted), action_id)
+        try:
+            return await self._relay.commit(
+                instance.id,
+                expect=_unchanged(instance),
+                set={"task_state": spec.first_task, "progress": 0, **turn.set},
+                begin=action,
+                effects=[*superseded(instance, by=spec.name, now=now), *opening(instance, action), *turn.effects],
+                wait=READ_YOUR_WRITES,
+            )
+        except Mismatch as lost:
+            is_taken = lost.instance is not None and await self._is_accepted(lost.instance, action_id)
+            if wanted is not None and not is_taken:  # else another copy of this command won
+                await self._budget.drop_increase(instance, action_id)
+            raise
 
     async def _turn(
         self, instance: Instance, spec: ActionSpec, action: ActionState, args: Mapping[str, Any]
@@ -153,7 +164,7 @@ class Acceptor:
         """No hypervisor can be asked: the record goes at once, and the host cleans up when it returns."""
         now = self._clock.now()
         gone = {"vm_state": VmState.DELETED, "task_state": None, "deleted_at": now, "move": None}
-        left = [effects.release(instance.id), *moves.deleted(instance, now)]
+        left = [effects.release(instance.id), quota.gone(instance), *moves.deleted(instance, now)]
         return await self._complete(who, instance, spec, action_id, gone, left, end=True)
 
     async def _reset(

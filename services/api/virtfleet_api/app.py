@@ -13,7 +13,7 @@ from virtfleet_common.ports import Clock
 from virtfleet_common.settings import ApiSettings
 from virtfleet_common.store import Store
 
-from virtfleet_api import compute_v21, health, images, keystone, stream
+from virtfleet_api import compute_v21, health, images, keystone, network, placement, stream
 from virtfleet_api.accept import Acceptor
 from virtfleet_api.auth import Authenticator
 from virtfleet_api.context import Readiness, Services
@@ -21,16 +21,19 @@ from virtfleet_api.edge import Edge
 from virtfleet_api.faults import NO_SUCH_METHOD, NO_SUCH_RESOURCE, compute_fault
 from virtfleet_api.openapi import openapi_of
 from virtfleet_api.routing import routes_of
-from virtfleet_api.sources import Consoles, EventSource
+from virtfleet_api.sources import Consoles, EventSource, Placements
 
 DIALECTS = (
     compute_v21.DIALECT,
     images.DIALECT,
     keystone.DIALECT,
+    network.DIALECT,
+    placement.DIALECT,
     health.DIALECT,
     stream.DIALECT,
     compute_v21.ROOT,
     images.VERSIONS,
+    network.VERSIONS,
 )
 
 
@@ -41,12 +44,14 @@ def make_app(
     *,
     events: EventSource | None = None,
     consoles: Consoles | None = None,
+    placements: Placements | None = None,
     is_ready: Readiness | None = None,
     clock: Clock | None = None,
 ) -> FastAPI:
-    """The application. Without `events` /events answers 503, without `consoles` a console log 404."""
+    """The application. Without `events` /events answers 503, without `consoles` or `placements` what asks them 404."""
     clock = clock or SystemClock()
-    services = Services(store, acceptor, Authenticator(store, clock), clock, settings, events, consoles, is_ready)
+    authenticator = Authenticator(store, clock)
+    services = Services(store, acceptor, authenticator, clock, settings, events, consoles, placements, is_ready)
     app = FastAPI(title="Virtfleet", redirect_slashes=False)
     # In front of FastAPI's own routes (its documentation), because routes are tried one after the other.
     app.router.routes[:0] = routes_of(services, DIALECTS)

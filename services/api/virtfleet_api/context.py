@@ -20,7 +20,7 @@ from virtfleet_api.accept import Acceptor
 from virtfleet_api.auth import Authenticator, presented
 from virtfleet_api.identity import Identity
 from virtfleet_api.microversions import MINIMUM
-from virtfleet_api.sources import Consoles, EventSource
+from virtfleet_api.sources import Consoles, EventSource, Placements
 from virtfleet_api.validation import validated
 
 M = TypeVar("M", bound=BaseModel)
@@ -46,6 +46,7 @@ class Services:
     settings: ApiSettings
     events: EventSource | None = None
     consoles: Consoles | None = None
+    placements: Placements | None = None
     is_ready: Readiness | None = None
 
 

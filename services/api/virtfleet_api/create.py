@@ -7,6 +7,7 @@ from uuid import uuid5
 
 from virtfleet_common.actions import ACTIONS
 from virtfleet_common.errors import BadRequest
+from virtfleet_common.failpoints import reach
 from virtfleet_common.ports import Clock
 from virtfleet_common.records import ActionState, Flavor, Image, Instance, NetworkPort
 from virtfleet_common.relay import Relay
@@ -15,6 +16,7 @@ from virtfleet_common.states import TaskState, VmState
 from virtfleet_common.store import Mismatch, Store
 
 from virtfleet_api.begin import NAMESPACE, READ_YOUR_WRITES, begin, opening, require_role
+from virtfleet_api.budget import Budget
 from virtfleet_api.identity import Identity
 
 _MOST_AT_ONCE = 1000
@@ -45,9 +47,11 @@ class Creator:
         self._relay = relay
         self._clock = clock
         self._settings = settings
+        self._budget = Budget(store, settings)
 
     async def create(self, who: Identity, request: CreateRequest, *, action_id: str) -> list[Instance]:
-        """Accept a create; returns the instances as written, all with one reservation id.
+        """Accept a create; returns the instances as written, all with one reservation id: as many as the quota has room
+        for, from `min_count` to `max_count`.
 
         Ids are made from the action id, so that the same request accepted twice makes the same instances once.
         """
@@ -58,8 +62,12 @@ class Creator:
             )
         flavor = await self._flavor(request.flavor)
         image = await self._image(who, request.image, flavor)
+        await self._check_group(who, request.hints)
         drafts = [self._draft(who, request, flavor, image, action_id, number) for number in range(request.max_count)]
-        return [await self._insert(draft, action) for draft, action in drafts]
+        ids = [draft.id for draft, _ in drafts]
+        fitting = await self._budget.reserve(who.project_id, ids, flavor, least=request.min_count)
+        reach("create.reserved")
+        return [await self._insert(draft, action) for draft, action in drafts[:fitting]]
 
     def _draft(
         self, who: Identity, request: CreateRequest, flavor: Flavor, image: Image | None, first_id: str, number: int
@@ -96,7 +104,18 @@ class Creator:
         try:
             return await self._relay.insert(instance, opening(instance, action), wait=READ_YOUR_WRITES)
         except Mismatch as there:
-            return there.instance or instance
+            stored = there.instance or instance
+            if stored.vm_state is VmState.DELETED:  # a late copy of the request counted it once more
+                await self._budget.release(stored.project_id, stored.id)
+            return stored
+
+    async def _check_group(self, who: Identity, hints: Mapping[str, Any]) -> None:
+        if "group" not in hints:
+            return
+        named = hints["group"]
+        group = await self._store.server_groups.get(named) if isinstance(named, str) else None
+        if group is None or not (who.is_admin or group.project_id == who.project_id):
+            raise BadRequest(f"Instance group {named} could not be found.", rule="server_group_exists")
 
     async def _flavor(self, name: str) -> Flavor:
         flavor = await self._store.flavors.get(name)

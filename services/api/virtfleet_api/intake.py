@@ -6,6 +6,7 @@ and answering accepts once.
 """
 
 import time
+from typing import Any
 from uuid import uuid5
 
 import structlog
@@ -19,7 +20,6 @@ from virtfleet_common.messages import (
     CommandRejected,
     CreateInstance,
     InstanceCommand,
-    LockInstance,
     RebootInstance,
 )
 from virtfleet_common.ports import Clock
@@ -140,11 +140,8 @@ class Intake:
             log.info("reply.not_delivered", reply_to=delivery.reply_to, error=error.message)
 
 
-def _as_action(command: InstanceCommand, key: str) -> tuple[str, dict[str, str | None]]:
-    match command:
-        case RebootInstance(type=kind):
-            return f"reboot_{kind.lower()}", {}
-        case LockInstance(locked_reason=reason):
-            return "lock", {"locked_reason": reason}
-        case _:
-            return key.removeprefix("instance."), {}
+def _as_action(command: InstanceCommand, key: str) -> tuple[str, dict[str, Any]]:
+    """The row of the action table, and the arguments."""
+    if isinstance(command, RebootInstance):
+        return f"reboot_{command.type.lower()}", {}
+    return key.removeprefix("instance."), command.model_dump(exclude={"instance_id"}, exclude_none=True)

@@ -26,7 +26,12 @@ _DOMAIN = {"id": "default", "name": "Default"}
 _VALIDITY = timedelta(days=1)
 """What is said of a token that never expires: clients log in again after it."""
 _REFUSED = "The request you have made requires authentication."
-_SERVICES = {"compute": ("nova", "/v2.1"), "image": ("glance", "/image"), "identity": ("keystone", "/identity")}
+_SERVICES = {
+    "compute": ("nova", "/v2.1"),
+    "image": ("glance", "/image"),
+    "network": ("neutron", "/network"),
+    "identity": ("keystone", "/identity"),
+}
 
 Loose = Mapping[str, Any]
 

@@ -34,6 +34,9 @@ RULES: Mapping[str, Role] = {
     "hosts:read": Role.ADMIN,
     "hosts:manage": Role.ADMIN,
     "quotas:other_project": Role.ADMIN,
+    "quotas:manage": Role.ADMIN,
+    "server_groups:manage": Role.MEMBER,
+    "server_groups:all": Role.ADMIN,
 }
 
 

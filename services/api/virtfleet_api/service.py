@@ -10,7 +10,7 @@ from virtfleet_common.settings import ApiSettings
 
 from virtfleet_api import intake
 from virtfleet_api.accept import Acceptor
-from virtfleet_api.amqp_sources import BusConsoles, BusEvents
+from virtfleet_api.amqp_sources import BusConsoles, BusEvents, BusPlacements
 from virtfleet_api.app import make_app
 
 
@@ -46,6 +46,7 @@ def _server(base: Backbone, acceptor: Acceptor, settings: ApiSettings) -> _Serve
         settings,
         events=BusEvents(base.bus),
         consoles=BusConsoles(base.bus),
+        placements=BusPlacements(base.bus),
         is_ready=base.why_not_ready,
     )
     config = uvicorn.Config(

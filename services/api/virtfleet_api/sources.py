@@ -1,10 +1,12 @@
-"""What the facade asks of the broker's side: events to stream, and console logs, which the agents own."""
+"""What the facade asks of the broker's side: events to stream, console logs, which the agents own,
+and what a scheduler would decide."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, Protocol
 
+from virtfleet_common.messages import ExplainPlacement, PlacementExplained
 from virtfleet_common.records import Instance
 
 
@@ -48,4 +50,13 @@ class Consoles(Protocol):
 
     async def output(self, instance: Instance, length: int | None) -> str:
         """The last `length` lines (None: all that is kept). Raises Faulty if the host does not answer in time."""
+        ...
+
+
+class Placements(Protocol):
+    """Where placements are decided."""
+
+    async def explain(self, question: ExplainPlacement) -> PlacementExplained:
+        """What a scheduler would decide now. Raises BadRequest where it says why there is no answer, Faulty if none
+        answers in time."""
         ...

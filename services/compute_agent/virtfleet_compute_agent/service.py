@@ -83,6 +83,7 @@ async def _register(base: Backbone, settings: AgentSettings, host: str, uuid: st
         "total": facts.total.model_dump(),
         "hypervisor_type": facts.hypervisor_type,
         "hypervisor_version": facts.version,
+        "arch": facts.arch,
         "hypervisor_hostname": host,
         "host_ip": settings.host_ip,
         "availability_zone": settings.availability_zone,

@@ -7,6 +7,7 @@ from virtfleet_common.clock import SystemClock
 from virtfleet_common.service import backbone, repeat, run, until_stopped
 from virtfleet_common.settings import PowerSyncSettings
 
+from virtfleet_power_sync.books import ClaimAudit
 from virtfleet_power_sync.liveness import Liveness, SeenHosts
 from virtfleet_power_sync.overdue import Overdue
 from virtfleet_power_sync.sync import PowerSync
@@ -29,11 +30,13 @@ async def serve(settings: PowerSyncSettings) -> None:
         seen = SeenHosts(base.store)
         sync = PowerSync(base.store, base.relay, seen, settings)
         overdue = Overdue(base.store, base.relay, clock, settings)
+        books = ClaimAudit(base.store, settings)
         liveness = Liveness(base.store, base.bus, clock, settings)
         async with base.bus.consume(REPORTS, sync.take):
             await until_stopped(
                 repeat(settings.host_write_interval, seen.write),
                 repeat(settings.liveness_interval, liveness.check),
+                repeat(settings.audit_interval, books.check),
                 repeat(settings.resend_interval, overdue.deliver_unsent),
                 repeat(settings.resend_interval, overdue.send_again),
                 repeat(settings.confirm_interval, overdue.confirm_due),

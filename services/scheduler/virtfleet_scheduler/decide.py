@@ -1,98 +1,169 @@
-"""Placement without I/O: which hosts can take a guest, which of them best, and why not the others."""
+"""Placement without I/O: which hosts can take a guest, which of them best, and why not the others.
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+Filters cut down one array of booleans; weighers add up one array of weights. Objects are made for the few hosts that
+an answer names: the best ones, and up to three that each filter refused.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from virtfleet_common.records import Host
-from virtfleet_common.states import HostState
+import numpy as np
 
-_SAMPLE = 3
+from virtfleet_scheduler.columns import Bools, HostColumns, Numbers, Rows
+from virtfleet_scheduler.filters.named import among
+from virtfleet_scheduler.request import Request
+from virtfleet_scheduler.rules import Filter, Rules, Weigher
 
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is to be placed. `excluded` hosts were tried and failed."""
-
-    vcpus: int
-    ram_mb: int
-    disk_gb: int
-    excluded: frozenset[str] = frozenset()
-    availability_zone: str | None = None
+SAMPLE = 3
+"""Hosts that an explanation names for each filter, and of the best."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The hosts that can take the guest, best first, and per filter what it refused."""
+    """The best hosts that can take the guest, best first; what each filter refused; and how the best were weighed.
+
+    `passed` counts all the hosts that can take it, of which `hosts` names the first ones.
+    """
 
     hosts: Sequence[str]
     weights: Mapping[str, float] = field(default_factory=dict)
+    parts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     refused: Sequence[Mapping[str, Any]] = ()
     considered: int = 0
+    passed: int = 0
 
-    def explanation(self) -> dict[str, Any]:
-        """This decision as the action records it and people read it."""
-        best = {host: round(self.weights[host], 4) for host in self.hosts[:_SAMPLE]}
-        return {"considered": self.considered, "refused": list(self.refused), "best": best}
-
-
-Filter = Callable[[Host, Request], Mapping[str, Any] | None]
-"""None: the host passes; otherwise the numbers that say why it does not."""
-
-
-def _is_up(host: Host, request: Request) -> Mapping[str, Any] | None:
-    is_up = host.state is HostState.UP and host.is_responsive
-    return None if is_up else {"state": host.state, "is_responsive": host.is_responsive}
-
-
-def _is_enabled(host: Host, request: Request) -> Mapping[str, Any] | None:
-    return None if host.is_enabled else {"disabled_reason": host.disabled_reason}
+    def explanation(self, chosen: str | None = None) -> dict[str, Any]:
+        """This decision as the action records it and people read it; `chosen` is the host that took the claim."""
+        best = [
+            {"host": host, "weight": round(self.weights[host], 4), "parts": dict(self.parts[host])}
+            for host in self.hosts[:SAMPLE]
+        ]
+        return {
+            "considered": self.considered,
+            "refused": list(self.refused),
+            "passed": self.passed,
+            "best": best,
+            "chosen": chosen,
+        }
 
 
-def _is_not_excluded(host: Host, request: Request) -> Mapping[str, Any] | None:
-    return {"tried": True} if host.id in request.excluded else None
+def decide(hosts: HostColumns, request: Request, rules: Rules) -> Decision:
+    """Filter, then weigh. Changes nothing; the same hosts, request, rules and chance give the same decision.
+
+    A forced host is verified, not trusted: it alone is looked at, and every filter may still refuse it.
+    """
+    left = _looked_at(hosts, request)
+    considered = _count(left, hosts)
+    refused: list[Mapping[str, Any]] = []
+    for rule in rules.filters:
+        kept = rule.passes(hosts, request)
+        if kept is not None:
+            left = _cut(hosts, request, rule, left, kept, refused)
+    passed = _count(left, hosts)
+    if not passed:
+        return Decision((), refused=refused, considered=considered)
+    return _weighed(hosts, request, rules, left, Decision((), refused=refused, considered=considered, passed=passed))
 
 
-def _is_in_zone(host: Host, request: Request) -> Mapping[str, Any] | None:
-    if request.availability_zone in (None, host.availability_zone):
-        return None
-    return {"zone": host.availability_zone, "wanted": request.availability_zone}
+def decide_several(hosts: HostColumns, request: Request, rules: Rules, count: int) -> Iterator[Decision]:
+    """One decision for each of `count` equal guests; each choice counts for the next, `hosts` stays as it is."""
+    imagined = hosts.copy()
+    for _ in range(count):
+        decision = decide(imagined, request, rules)
+        yield decision
+        if decision.hosts:
+            imagined.note_claimed(decision.hosts[0], request.vcpus, request.ram_mb, request.disk_gb)
+            request = request.with_member_on(decision.hosts[0])
 
 
-def _room(kind: str) -> Filter:
-    def has_room(host: Host, request: Request) -> Mapping[str, Any] | None:
-        needed, free = getattr(request, kind), getattr(host.free, kind)
-        return None if free >= needed else {"needed": needed, "free": free}
-
-    return has_room
+def _looked_at(hosts: HostColumns, request: Request) -> Bools | None:
+    """None: all hosts."""
+    return None if request.forced_host is None else among(hosts, [request.forced_host])
 
 
-FILTERS: Mapping[str, Filter] = {
-    "host_not_up": _is_up,
-    "host_disabled": _is_enabled,
-    "host_tried_before": _is_not_excluded,
-    "zone_differs": _is_in_zone,
-    "not_enough_vcpus": _room("vcpus"),
-    "not_enough_ram": _room("ram_mb"),
-    "not_enough_disk": _room("disk_gb"),
-}
+def _count(left: Bools | None, hosts: HostColumns) -> int:
+    return len(hosts) if left is None else int(np.count_nonzero(left))
 
 
-def decide(hosts: Sequence[Host], request: Request) -> Decision:
-    """Filter, then weigh by free RAM (min-max normalised, as Nova's RAM weigher); ties by name."""
-    left, refused = list(hosts), []
-    for code, check in FILTERS.items():
-        outcomes = [(host, check(host, request)) for host in left]
-        left = [host for host, why in outcomes if why is None]
-        out = [(host.id, dict(why)) for host, why in outcomes if why is not None]
-        if out:
-            sample = [{"host": host, **why} for host, why in out[:_SAMPLE]]
-            refused.append({"filter": code, "count": len(out), "sample": sample})
-    weights = _normalised({host.id: max(host.free.ram_mb, 0) for host in left})
-    best = sorted(weights, key=lambda host: (-weights[host], host))
-    return Decision(best, weights, refused, len(hosts))
+def _cut(
+    hosts: HostColumns,
+    request: Request,
+    rule: Filter,
+    left: Bools | None,
+    kept: Bools,
+    refused: list[Mapping[str, Any]],
+) -> Bools | None:
+    """What is left after a filter; what it refused of those that were left before is noted, if anything."""
+    after = kept if left is None else left & kept
+    lost = _count(left, hosts) - int(np.count_nonzero(after))
+    if lost == 0:
+        return left
+    gone = ~kept if left is None else left & ~kept
+    sample = [{"host": hosts.names[row], **rule.facts(hosts, request, row)} for row in map(int, _first(gone, SAMPLE))]
+    refused.append({"filter": rule.code, "count": lost, "sample": sample})
+    return after
 
 
-def _normalised(raw: Mapping[str, float]) -> dict[str, float]:
-    largest = max(raw.values(), default=0)
-    return {host: value / largest if largest else 0.0 for host, value in raw.items()}
+def _first(mask: Bools, count: int) -> Rows:
+    """The rows of the first true entries; looks at the beginning before it looks at all."""
+    found = np.flatnonzero(mask[:256])
+    return (found if len(found) >= count else np.flatnonzero(mask))[:count]
+
+
+def _weighed(hosts: HostColumns, request: Request, rules: Rules, left: Bools | None, so_far: Decision) -> Decision:
+    rows = None if left is None or so_far.passed == len(hosts) else np.flatnonzero(left)
+    total = hosts.tie.copy() if rows is None else hosts.tie.take(rows)
+    scales: list[tuple[str, Numbers, float]] = []
+    for weigher, times in rules.weighers:
+        raw = weigher.raw(hosts, request, rows)
+        if raw is None:
+            continue
+        above, factor = _scaled(raw, weigher, times)
+        if factor:
+            total += above * factor
+            scales.append((weigher.name, above, factor))
+    best = _chosen(_best(total, rules.keep), rules)
+    names = [hosts.names[int(place if rows is None else rows[place])] for place in best]
+    weights = dict(zip(names, total[best].tolist(), strict=True))
+    return replace(so_far, hosts=names, weights=weights, parts=_parts(names, best, scales))
+
+
+def _scaled(raw: Numbers, weigher: Weigher, times: float) -> tuple[Numbers, float]:
+    """How far each value is above the lowest, and what that is to be multiplied with (0: all weigh the same)."""
+    low, high = float(raw.min()), float(raw.max())
+    if weigher.floor is not None:
+        if low < weigher.floor:
+            raw = np.maximum(raw, weigher.floor)
+        low = weigher.floor
+    if weigher.least_ceiling is not None:
+        high = max(high, weigher.least_ceiling)
+    if high <= low:
+        return raw, 0.0
+    return (raw - low if low else raw), times / (high - low)
+
+
+def _best(total: Numbers, keep: int) -> Rows:
+    """The places of the highest weights, highest first."""
+    if len(total) <= keep:
+        return np.argsort(-total)
+    top = np.argpartition(total, len(total) - keep)[-keep:]
+    return top[np.argsort(-total[top])]
+
+
+def _chosen(best: Rows, rules: Rules) -> Rows:
+    """One of the first `subset_size`, at random, goes to the front."""
+    size = min(rules.subset_size, len(best))
+    if size > 1 and rules.chance is not None:
+        place = rules.chance.randrange(size)
+        best = np.concatenate((best[place : place + 1], best[:place], best[place + 1 :]))
+    return best
+
+
+def _parts(
+    names: Sequence[str], best: Rows, scales: Sequence[tuple[str, Numbers, float]]
+) -> dict[str, dict[str, float]]:
+    """What each weigher gave to the first few."""
+    first = best[:SAMPLE]
+    columns = {name: [round(part, 4) for part in (above[first] * factor).tolist()] for name, above, factor in scales}
+    return {host: {name: parts[place] for name, parts in columns.items()} for place, host in enumerate(names[:SAMPLE])}

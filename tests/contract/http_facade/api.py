@@ -20,6 +20,9 @@ from virtfleet_api.auth import token_hash
 from virtfleet_api.sources import FleetEvent
 from virtfleet_common.bus import Handler, Outgoing, QueueSpec
 from virtfleet_common.clock import SystemClock
+from virtfleet_common.errors import BadRequest
+from virtfleet_common.messages import ExplainPlacement, PlacementExplained
+from virtfleet_common.quota import amounts_of
 from virtfleet_common.records import (
     Flavor,
     Image,
@@ -92,15 +95,30 @@ class Diary:
         return "\n".join(lines[-length:] if length else lines) + "\n"
 
 
+@dataclass
+class Oracle:
+    """Placements that are known beforehand: one guest fits, and there is one flavor that nobody knows."""
+
+    asked: list[ExplainPlacement] = field(default_factory=list)
+
+    async def explain(self, question: ExplainPlacement) -> PlacementExplained:
+        """The answer."""
+        if question.flavor == "unheard-of":
+            raise BadRequest("Flavor unheard-of could not be found.", rule="placement")
+        self.asked.append(question)
+        return PlacementExplained(hosts=["best", None], explanations=[{"chosen": "best"}, {"refused": "all"}])
+
+
 class Api:
     """The application and what stands behind it, with a project, its users and a host of its own per test."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.radio = Radio()
+        self.oracle = Oracle()
         settings = ApiSettings(max_limit=100)
         acceptor = Acceptor(store, Relay(store, Deaf(), "virtfleet/api"), SystemClock(), settings)
-        self.app = make_app(store, acceptor, settings, events=self.radio, consoles=Diary())
+        self.app = make_app(store, acceptor, settings, events=self.radio, consoles=Diary(), placements=self.oracle)
         self.project = uuid4().hex
         self.host = f"host-{uuid4().hex[:8]}"
         self.tokens: dict[str, str] = {}
@@ -148,6 +166,8 @@ class Api:
             "image": self.image, "created_at": now, "updated_at": now, "launched_at": now,
         }  # fmt: skip
         made = await self.store.instances.insert(Instance(**{**values, **fields}))
+        if made.vm_state is not VmState.DELETED:
+            await self.store.quotas.reserve(made.project_id, [made.id], amounts_of(made.flavor), defaults={})
         stored = await self.store.instances.get(made.id)
         assert stored is not None
         return stored

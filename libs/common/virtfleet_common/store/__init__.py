@@ -8,17 +8,21 @@ from pymongo import WriteConcern
 from pymongo.errors import PyMongoError
 
 from virtfleet_common.errors import StoreUnavailable
-from virtfleet_common.records import AmqpUser, Flavor, Image, Reply, Token
+from virtfleet_common.records import AmqpUser, Flavor, Image, Reply, ServerGroup, Token
 from virtfleet_common.settings import CommonSettings
 from virtfleet_common.store.actions import Actions
+from virtfleet_common.store.aggregates import Aggregates
 from virtfleet_common.store.catalogue import Catalogue
 from virtfleet_common.store.counting import WriteCounter
 from virtfleet_common.store.expect import Expect, Mismatch
+from virtfleet_common.store.host_feed import HostFeed
 from virtfleet_common.store.hosts import Hosts
 from virtfleet_common.store.instances import Delivered, InstanceQuery, Instances
-from virtfleet_common.store.migrations import Cleanups, Migrations
+from virtfleet_common.store.migrations import Cleanups, MigrationQuery, Migrations
+from virtfleet_common.store.pins import Pins
+from virtfleet_common.store.quotas import Quotas
 
-__all__ = ["Delivered", "Expect", "InstanceQuery", "Mismatch", "Store"]
+__all__ = ["Delivered", "Expect", "InstanceQuery", "MigrationQuery", "Mismatch", "Store"]
 
 _REPLIES_KEPT = 86400.0
 
@@ -30,8 +34,13 @@ class Store:
     instances: Instances
     actions: Actions
     hosts: Hosts
+    host_feed: HostFeed
+    pins: Pins
     migrations: Migrations
     cleanups: Cleanups
+    quotas: Quotas
+    aggregates: Aggregates
+    server_groups: Catalogue[ServerGroup]
     flavors: Catalogue[Flavor]
     images: Catalogue[Image]
     tokens: Catalogue[Token]
@@ -51,12 +60,18 @@ class Store:
             event_listeners=[WriteCounter()],
         )
         database = client.get_database(settings.database, write_concern=WriteConcern("majority"))
+        pins = Pins(database)
         return cls(
             instances=Instances(database, deleted_retention=settings.deleted_retention),
             actions=Actions(database),
-            hosts=Hosts(database),
+            hosts=Hosts(database, pins),
+            host_feed=HostFeed(database),
+            pins=pins,
             migrations=Migrations(database),
             cleanups=Cleanups(database),
+            quotas=Quotas(database, deleted_retention=settings.deleted_retention),
+            aggregates=Aggregates(database),
+            server_groups=Catalogue(database, "server_groups", ServerGroup),
             flavors=Catalogue(database, "flavors", Flavor, unique="name"),
             images=Catalogue(database, "images", Image),
             tokens=Catalogue(database, "tokens", Token),

@@ -1,7 +1,7 @@
 """The hosts as placement looks at them: all of them once, then each change of one as it is committed.
 
 A change stream tells the changes; heartbeats, which change nothing that placement looks at, are left out by the
-database. A stream that breaks is not resumed: whoever follows begins again with all hosts, which mends whatever was missed.
+database. A stream that breaks is not resumed: whoever follows begins again with all hosts, which mends what was missed.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -65,27 +65,19 @@ class HostFeed:
 
     async def follow(self) -> AsyncIterator[HostNews]:
         """All hosts, then their changes, for as long as the stream lasts. An empty news says that nothing happened for
-        a second. Raises StoreUnavailable."""
+        a second. Raises StoreUnavailable.
+
+        The stream begins before the hosts are read: what changes meanwhile is told again, and so is not missed.
+        """
         try:
-            async with self._opened() as stream:
-                yield HostNews(await self.read(), is_whole=True, aggregates=True)
+            began = (await self._database.command("ping"))["operationTime"]
+            yield HostNews(await self.read(), is_whole=True, aggregates=True)
+            stream: Any = self._database.aggregate(_pipeline(began), maxAwaitTimeMS=_LONGEST_WAIT_MS)
+            async with stream:
                 while stream.alive:
-                    told = await self._told(stream)
-                    yield await self._news(told)
+                    yield await self._news(await _told(stream))
         except PyMongoError as error:
             raise StoreUnavailable(f"the stream of host changes broke: {error}") from error
-
-    def _opened(self) -> Any:
-        return self._database.watch(_pipeline(), max_await_time_ms=_LONGEST_WAIT_MS)
-
-    async def _told(self, stream: Any) -> list[dict[str, Any]]:
-        """The changes that are there, waited for up to a second; more than one where they come fast."""
-        told: list[dict[str, Any]] = []
-        while len(told) < _AT_ONCE and (one := await stream.try_next()) is not None:
-            told.append(one)
-            if not stream.has_more:
-                break
-        return told
 
     async def _news(self, told: Sequence[Mapping[str, Any]]) -> HostNews:
         of_hosts = [one for one in told if one["ns"]["coll"] == "hosts"]
@@ -94,6 +86,17 @@ class HostFeed:
         if unclear:
             changes += await self.read(list(unclear))
         return HostNews(changes, aggregates=len(of_hosts) < len(told))
+
+
+async def _told(stream: Any) -> list[dict[str, Any]]:
+    """The changes that are there, waited for up to a second; all that came with one answer of the database."""
+    try:
+        told = [await stream.next()]
+    except StopAsyncIteration:
+        return []
+    while stream._buffer_size():  # what is here needs no more waiting; motor has no public word for it
+        told.append(await stream.next())
+    return told
 
 
 def as_change(row: Mapping[str, Any]) -> HostChange:
@@ -113,13 +116,13 @@ def flattened(document: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _pipeline() -> list[dict[str, Any]]:
+def _pipeline(began: Any) -> list[dict[str, Any]]:
     names = {"$map": {"input": {"$objectToArray": "$updateDescription.updatedFields"}, "in": "$$this.k"}}
     is_more_than_a_heartbeat = {"$gt": [{"$size": {"$setDifference": [names, _HEARTBEAT]}}, 0]}
     watched = {"ns.coll": {"$in": ["hosts", "aggregates"]}}
     either = {"$or": [{"operationType": {"$ne": "update"}}, {"$expr": is_more_than_a_heartbeat}]}
     kept = {"operationType": 1, "ns": 1, "documentKey": 1, "updateDescription.updatedFields": 1}
-    return [{"$match": {**watched, **either}}, {"$project": kept}]
+    return [{"$changeStream": {"startAtOperationTime": began}}, {"$match": {**watched, **either}}, {"$project": kept}]
 
 
 def _as_read(told: Mapping[str, Any]) -> HostChange:

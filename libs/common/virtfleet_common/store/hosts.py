@@ -3,9 +3,11 @@
 A claim is one conditional update of one document: room for it, host up and enabled, not claimed under this name yet.
 So any number of schedulers may claim at once, and none can overcommit a host; the same claim twice is one claim.
 A release takes the named claim away and gives back what it held, in one update, so it happens exactly once.
+The rule of an anti-affinity group is part of the same condition; affinity is held by `pins.py`.
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from motor.motor_asyncio import AsyncIOMotorDatabase
@@ -13,21 +15,27 @@ from pymongo import ASCENDING, IndexModel, UpdateOne
 
 from virtfleet_common.records import Allocation, Host, Resources
 from virtfleet_common.states import HostState
+from virtfleet_common.store.gather import ClaimGatherer
 from virtfleet_common.store.guard import guarded
+from virtfleet_common.store.pins import Pins
 
 INDEXES = [
     IndexModel([("allocations.claim", ASCENDING)]),
     IndexModel([("allocations.instance_id", ASCENDING)]),
+    IndexModel([("allocations.group", ASCENDING)], partialFilterExpression={"allocations.group": {"$type": "string"}}),
     IndexModel([("uuid", ASCENDING)], unique=True),
 ]
+FAILURES_KEPT = 16
 KINDS = ("vcpus", "ram_mb", "disk_gb")
 
 
 class Hosts:
     """See the module's text."""
 
-    def __init__(self, database: AsyncIOMotorDatabase[dict[str, Any]]) -> None:
+    def __init__(self, database: AsyncIOMotorDatabase[dict[str, Any]], pins: Pins) -> None:
         self._rows = database["hosts"]
+        self._claims = ClaimGatherer(self._rows)
+        self._pins = pins
 
     async def create_indexes(self) -> None:
         """Declare the indexes."""
@@ -48,6 +56,7 @@ class Hosts:
         pipeline: list[dict[str, Any]] = [
             {"$set": {**first, "created_at": {"$ifNull": ["$created_at", "$$NOW"]}, "sequence": counted}},
             {"$set": {"uuid": uuid, "limits": new, "free": free, "last_seen": "$$NOW", **said}},
+            {"$set": {"placed": {"$size": "$allocations"}}},
         ]
         row = await self._rows.find_one_and_update({"_id": host_id}, pipeline, upsert=True, return_document=True)
         return Host.model_validate(row)
@@ -96,13 +105,41 @@ class Hosts:
         return result.matched_count == 1
 
     @guarded
-    async def claim(self, host_id: str, wanted: Allocation) -> bool:
-        """Claim a place: True if the host has it for this claim (now or already), False if the host refused."""
+    async def find_page(self, after: str = "", limit: int = 500) -> list[Host]:
+        """The next hosts by name, with their allocations."""
+        rows = self._rows.find({"_id": {"$gt": after}}).sort("_id", ASCENDING).limit(limit)
+        return [Host.model_validate(row) async for row in rows]
+
+    @guarded
+    async def find_members(self, group_id: str) -> dict[str, list[str]]:
+        """Where a group's members hold a place: the ids of the instances, by host."""
+        rows = self._rows.find({"allocations.group": group_id}, {"allocations.group": 1, "allocations.instance_id": 1})
+        return {row["_id"]: _members(row["allocations"], group_id) async for row in rows}
+
+    @guarded
+    async def find_holding(self, instance_ids: Sequence[str]) -> list[str]:
+        """The hosts on which any of these instances holds a place."""
+        rows = self._rows.find({"allocations.instance_id": {"$in": list(instance_ids)}}, {"_id": 1})
+        return [row["_id"] async for row in rows]
+
+    @guarded
+    async def note_failure(self, host_id: str, attempt: str) -> None:
+        """A guest could not be built here. The same attempt counts once; the latest are kept."""
+        failure = {"id": attempt, "at": datetime.now(UTC)}
+        kept = {"$push": {"failures": {"$each": [failure], "$slice": -FAILURES_KEPT}}}
+        await self._rows.update_one({"_id": host_id, "failures.id": {"$ne": attempt}}, kept)
+
+    @guarded
+    async def claim(self, host_id: str, wanted: Allocation, *, most_in_group: int | None = None) -> bool:
+        """Claim a place: True if the host has it for this claim (now or already), False if the host refused.
+
+        `most_in_group`: no more than so many members of the allocation's group on the host, this one among them.
+        """
         room = {f"free.{kind}": {"$gte": amount} for kind, amount in _need(wanted).items() if amount > 0}
         fit = {"_id": host_id, "state": HostState.UP, "is_enabled": True, "is_responsive": True, **room}
         is_new = {"allocations.claim": {"$ne": wanted.claim}}
-        result = await self._rows.update_one({**fit, **is_new}, as_taken(wanted))
-        return result.matched_count == 1 or await self.find_claim(wanted.claim) == host_id
+        apart = {"$expr": _has_fewer(wanted, most_in_group)} if most_in_group else {}
+        return await self._claims.claim(host_id, wanted.claim, {**fit, **is_new, **apart}, as_taken(wanted))
 
     @guarded
     async def find_claim(self, claim: str) -> str | None:
@@ -111,17 +148,38 @@ class Hosts:
         return row["_id"] if row else None
 
     @guarded
-    async def release(self, instance_id: str, claim: str | None = None) -> int:
-        """Give back one claim of an instance, or all of them. Returns how many were given back."""
+    async def release(self, instance_id: str, claim: str | None = None, host_id: str | None = None) -> int:
+        """Give back one claim of an instance, or all of them, on one host or wherever they are, and the pins of its
+        group with it. Returns how many were given back."""
         mine = {"allocations.claim": claim} if claim else {"allocations.instance_id": instance_id}
+        there = {"_id": host_id} if host_id else {}
         released = 0
-        async for row in self._rows.find(mine, {"allocations": 1}):
+        async for row in self._rows.find({**there, **mine}, {"allocations": 1}):
             allocations = [Allocation.model_validate(one) for one in row["allocations"]]
             for held in held_by(allocations, instance_id, claim):
                 is_held = {"_id": row["_id"], "allocations.claim": held.claim}
                 result = await self._rows.update_one(is_held, as_given_back(held))
                 released += result.modified_count
+                if held.group:
+                    await self._pins.unpin(held.group, held.claim, row["_id"])
         return released
+
+
+def _has_fewer(wanted: Allocation, most: int) -> dict[str, Any]:
+    """Fewer than `most` other members of the group hold a place: a condition within the host's document."""
+    members = {"$filter": {"input": "$allocations", "cond": {"$eq": ["$$this.group", wanted.group]}}}
+    ids = {"$map": {"input": members, "in": "$$this.instance_id"}}
+    return {"$lt": [{"$size": {"$setDifference": [ids, [wanted.instance_id]]}}, most]}
+
+
+def has_fewer(host: Host, wanted: Allocation, most: int) -> bool:
+    """Whether fewer than `most` other members of the group hold a place, as the claim's condition says it."""
+    members = {one.instance_id for one in host.allocations if one.group == wanted.group}
+    return len(members - {wanted.instance_id}) < most
+
+
+def _members(allocations: Sequence[Mapping[str, Any]], group_id: str) -> list[str]:
+    return sorted({one["instance_id"] for one in allocations if one.get("group") == group_id})
 
 
 def has_room(host: Host, wanted: Allocation) -> bool:
@@ -133,13 +191,13 @@ def has_room(host: Host, wanted: Allocation) -> bool:
 def as_taken(wanted: Allocation) -> dict[str, Any]:
     """A claim as a MongoDB update."""
     less = {f"free.{kind}": -amount for kind, amount in _need(wanted).items()}
-    return {"$inc": less, "$push": {"allocations": wanted.model_dump()}}
+    return {"$inc": {**less, "placed": 1}, "$push": {"allocations": wanted.model_dump()}}
 
 
 def as_given_back(held: Allocation) -> dict[str, Any]:
     """The release of a claim as a MongoDB update."""
     more = {f"free.{kind}": amount for kind, amount in _need(held).items()}
-    return {"$inc": more, "$pull": {"allocations": {"claim": held.claim}}}
+    return {"$inc": {**more, "placed": -1}, "$pull": {"allocations": {"claim": held.claim}}}
 
 
 def held_by(allocations: Sequence[Allocation], instance_id: str, claim: str | None) -> list[Allocation]:

@@ -7,7 +7,7 @@ all; and every writer names the action, step and claim it acts for, so that a wr
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +17,7 @@ from pymongo import ASCENDING, DESCENDING, IndexModel, ReturnDocument, UpdateOne
 from pymongo.errors import DuplicateKeyError
 
 from virtfleet_common.effects import Effect
-from virtfleet_common.records import ActionState, Instance, Step
+from virtfleet_common.records import ActionState, Holder, Instance, Step
 from virtfleet_common.states import TaskState, VmState
 from virtfleet_common.store.batch import Batcher
 from virtfleet_common.store.expect import Expect, Mismatch
@@ -28,6 +28,7 @@ INDEXES = [
     IndexModel([("project_id", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)]),
     IndexModel([("created_at", DESCENDING), ("_id", DESCENDING)]),
     IndexModel([("host", ASCENDING)]),
+    IndexModel([("hints.group", ASCENDING)], sparse=True),
     IndexModel([("outbox.at", ASCENDING)], sparse=True),
     IndexModel([("move.confirm_by", ASCENDING)], sparse=True),
     IndexModel(
@@ -37,6 +38,12 @@ INDEXES = [
 ]
 _WITHOUT_OUTBOX = {"outbox": 0}
 _IN_PROGRESS = {"action.id": {"$type": "string"}}
+_COMPUTE = {"$gte": "compute.", "$lt": "compute/"}
+"""Every `compute.<host>`: a range that the index knows."""
+_HOLDING = (
+    "vm_state", "host", "claim", "flavor", "old_flavor", "new_flavor", "move", "action.id", "action.step",
+    "outbox.kind", "outbox.claim", "outbox.cleanup",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,7 @@ class InstanceQuery:
     flavor_id: str | None = None
     image_id: str | None = None
     reservation_id: str | None = None
+    group_id: str | None = None
     changed_since: datetime | None = None
     is_deleted: bool | None = False
     after: Instance | None = None
@@ -60,7 +68,7 @@ class InstanceQuery:
         """This query as a MongoDB filter."""
         plain = {
             "project_id": self.project_id, "host": self.host, "flavor._id": self.flavor_id,
-            "image._id": self.image_id, "reservation_id": self.reservation_id,
+            "image._id": self.image_id, "reservation_id": self.reservation_id, "hints.group": self.group_id,
             "name": {"$regex": self.name_pattern} if self.name_pattern else None,
             "updated_at": {"$gte": self.changed_since} if self.changed_since else None,
         }  # fmt: skip
@@ -88,6 +96,7 @@ class InstanceQuery:
             and self.flavor_id in (None, instance.flavor.id)
             and self.image_id in (None, image_id)
             and self.reservation_id in (None, instance.reservation_id)
+            and self.group_id in (None, instance.hints.get("group"))
             and (not self.name_pattern or re.search(self.name_pattern, instance.name) is not None)
             and (self.changed_since is None or instance.updated_at >= self.changed_since)
             and (self.vm_states is None or instance.vm_state in self.vm_states)
@@ -154,6 +163,12 @@ class Instances:
         order = [("created_at", DESCENDING), ("_id", DESCENDING)]
         rows = self._rows.find(query.as_filter()).sort(order).limit(query.limit)
         return [Instance.model_validate(row) async for row in rows]
+
+    @guarded
+    async def project_ids(self) -> list[str]:
+        """Every project that has an instance."""
+        found: list[str] = await self._rows.distinct("project_id", {"vm_state": {"$ne": VmState.DELETED}})
+        return found
 
     @guarded
     async def find_on_host(self, host: str) -> list[Instance]:
@@ -223,6 +238,24 @@ class Instances:
         """Instances whose move should be confirmed by `now`, and that nothing is at work on."""
         due = {"move.confirm_by": {"$lt": now}, "vm_state": VmState.RESIZED, "task_state": None}
         return [Instance.model_validate(row) async for row in self._rows.find(due).limit(limit)]
+
+    @guarded
+    async def count_busy(self, tasks: Collection[TaskState]) -> dict[str, int]:
+        """How many instances are at one of these tasks, per host."""
+        busy = {**_IN_PROGRESS, "action.step.executor": _COMPUTE, "task_state": {"$in": list(tasks)}}
+        counted = {"$group": {"_id": "$host", "count": {"$sum": 1}}}
+        rows = self._rows.aggregate([{"$match": busy}, counted])
+        return {row["_id"]: row["count"] async for row in rows if row["_id"]}
+
+    @guarded
+    async def find_holders(
+        self, ids: Collection[str] | None = None, *, after: str = "", limit: int = 1000
+    ) -> list[Holder]:
+        """What these instances hold, or (`ids` None) the next ones by id, those deleted left out."""
+        wanted: dict[str, Any] = {"vm_state": {"$ne": VmState.DELETED}}
+        wanted["_id"] = {"$gt": after} if ids is None else {"$in": list(ids)}
+        rows = self._rows.find(wanted, dict.fromkeys(_HOLDING, 1)).sort("_id", ASCENDING).limit(limit)
+        return [Holder.model_validate(row) async for row in rows]
 
     @guarded
     async def find_stalled(self, *, unsent: float, allowance: float, limit: int = 500) -> list[Instance]:

@@ -7,8 +7,10 @@ rounded here.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any, TypeVar
 
 import bson
@@ -22,24 +24,39 @@ from virtfleet_common.records import (
     AmqpUser,
     Cleanup,
     Flavor,
+    Holder,
     Host,
+    HostFailure,
     Image,
     Instance,
     Migration,
     Record,
     Reply,
     Resources,
+    ServerGroup,
     Step,
     Token,
 )
-from virtfleet_common.states import HostState, VmState
+from virtfleet_common.states import HostState, TaskState, VmState
 from virtfleet_common.store import Store
 from virtfleet_common.store.actions import Actions
 from virtfleet_common.store.catalogue import Catalogue
 from virtfleet_common.store.expect import Expect, Mismatch
-from virtfleet_common.store.hosts import KINDS, Hosts, as_given_back, as_taken, has_room, held_by
+from virtfleet_common.store.hosts import (
+    FAILURES_KEPT,
+    KINDS,
+    Hosts,
+    as_given_back,
+    as_taken,
+    has_fewer,
+    has_room,
+    held_by,
+)
 from virtfleet_common.store.instances import Delivered, InstanceQuery, Instances, as_update, stamped
-from virtfleet_common.store.migrations import Cleanups, Migrations
+from virtfleet_common.store.memory_feed import MemoryHostFeed, MemoryPins
+from virtfleet_common.store.memory_quotas import MemoryAggregates, MemoryQuotas
+from virtfleet_common.store.migrations import Cleanups, MigrationQuery, Migrations
+from virtfleet_common.store.pins import Pins
 
 R = TypeVar("R", bound=Record)
 _BSON: CodecOptions[dict[str, Any]] = CodecOptions(tz_aware=True)
@@ -49,12 +66,20 @@ class MemoryStore(Store):
     """A store that is empty when made and gone with the process."""
 
     def __init__(self) -> None:
+        groups, aggregates = MemoryCatalogue(ServerGroup), MemoryAggregates()
+        pins = MemoryPins(groups.records)
+        hosts = MemoryHosts(pins)
         super().__init__(
             instances=MemoryInstances(),
             actions=MemoryActions(),
-            hosts=MemoryHosts(),
+            hosts=hosts,
+            host_feed=MemoryHostFeed(hosts.records, aggregates),
+            pins=pins,
             migrations=MemoryMigrations(),
             cleanups=MemoryCleanups(),
+            quotas=MemoryQuotas(),
+            aggregates=aggregates,
+            server_groups=groups,
             flavors=MemoryCatalogue(Flavor, unique="name"),
             images=MemoryCatalogue(Image),
             tokens=MemoryCatalogue(Token),
@@ -98,6 +123,10 @@ class MemoryInstances(Instances):
         await _round_trip()
         found = [one for one in self._records.values() if query.matches(one)]
         return sorted(found, key=lambda one: (one.created_at, one.id), reverse=True)[: query.limit or None]
+
+    async def project_ids(self) -> list[str]:
+        await _round_trip()
+        return sorted({one.project_id for one in self._records.values() if one.vm_state is not VmState.DELETED})
 
     async def find_on_host(self, host: str) -> list[Instance]:
         await _round_trip()
@@ -148,6 +177,26 @@ class MemoryInstances(Instances):
     async def find_unconfirmed(self, now: datetime, limit: int = 500) -> list[Instance]:
         await _round_trip()
         return [one for one in self._records.values() if _is_unconfirmed(one, now)][:limit]
+
+    async def count_busy(self, tasks: Collection[TaskState]) -> dict[str, int]:
+        await _round_trip()
+        busy = (
+            one.host
+            for one in self._records.values()
+            if one.action and one.action.step.executor.startswith("compute.") and one.task_state in tasks and one.host
+        )
+        return dict(Counter(busy))
+
+    async def find_holders(
+        self, ids: Collection[str] | None = None, *, after: str = "", limit: int = 1000
+    ) -> list[Holder]:
+        await _round_trip()
+        found = (
+            one
+            for id_, one in sorted(self._records.items())
+            if one.vm_state is not VmState.DELETED and (id_ > after if ids is None else id_ in ids)
+        )
+        return [Holder.model_validate(one.document()) for one in islice(found, limit)]
 
     async def find_stalled(self, *, unsent: float, allowance: float, limit: int = 500) -> list[Instance]:
         await _round_trip()
@@ -219,6 +268,11 @@ class MemoryMigrations(Migrations):
         found = [Migration.model_validate(one) for one in self._documents.values() if wanted <= one.items()]
         return sorted(found, key=lambda one: (one.created_at, one.id), reverse=True)[:limit]
 
+    async def find_page(self, query: MigrationQuery) -> list[Migration]:
+        await _round_trip()
+        found = [one for one in map(Migration.model_validate, self._documents.values()) if query.matches(one)]
+        return sorted(found, key=lambda one: (one.created_at, one.id), reverse=True)[: query.limit or None]
+
 
 class MemoryCleanups(Cleanups):
     """The twin of the cleanups collection."""
@@ -246,8 +300,14 @@ class MemoryCleanups(Cleanups):
 class MemoryHosts(Hosts):
     """The twin of the hosts collection."""
 
-    def __init__(self) -> None:
+    def __init__(self, pins: Pins) -> None:
         self._records: dict[str, Host] = {}
+        self._pins = pins
+
+    @property
+    def records(self) -> dict[str, Host]:
+        """What is stored."""
+        return self._records
 
     async def create_indexes(self) -> None:
         """None here."""
@@ -258,7 +318,10 @@ class MemoryHosts(Hosts):
         stored = self._records.get(host_id) or Host(id=host_id, uuid=uuid, created_at=now)
         free = {kind: getattr(limits, kind) - sum(getattr(one, kind) for one in stored.allocations) for kind in KINDS}
         sequence = stored.sequence if stored.boot_id == facts.get("boot_id") else 0
-        known = {"uuid": uuid, "limits": limits.model_dump(), "free": free, "last_seen": now, "sequence": sequence}
+        known = {
+            "uuid": uuid, "limits": limits.model_dump(), "free": free, "last_seen": now, "sequence": sequence,
+            "placed": len(stored.allocations),
+        }  # fmt: skip
         self._records[host_id] = _updated(stored, {"$set": {**known, **facts}})
         return self._records[host_id]
 
@@ -292,14 +355,38 @@ class MemoryHosts(Hosts):
         self._records[host_id] = _updated(host, {"$set": fields})
         return True
 
-    async def claim(self, host_id: str, wanted: Allocation) -> bool:
+    async def find_page(self, after: str = "", limit: int = 500) -> list[Host]:
+        await _round_trip()
+        return [host for host_id, host in sorted(self._records.items()) if host_id > after][:limit]
+
+    async def find_members(self, group_id: str) -> dict[str, list[str]]:
+        await _round_trip()
+        found = {
+            host_id: sorted({one.instance_id for one in host.allocations if one.group == group_id})
+            for host_id, host in self._records.items()
+        }
+        return {host_id: members for host_id, members in found.items() if members}
+
+    async def find_holding(self, instance_ids: Sequence[str]) -> list[str]:
+        await _round_trip()
+        wanted = set(instance_ids)
+        return [id_ for id_, host in self._records.items() if wanted & {one.instance_id for one in host.allocations}]
+
+    async def note_failure(self, host_id: str, attempt: str) -> None:
+        await _round_trip()
+        host = self._records.get(host_id)
+        if host and all(one.id != attempt for one in host.failures):
+            failures = [*host.failures, HostFailure(id=attempt, at=datetime.now(UTC))]
+            self._records[host_id] = _stored(host.model_copy(update={"failures": failures[-FAILURES_KEPT:]}))
+
+    async def claim(self, host_id: str, wanted: Allocation, *, most_in_group: int | None = None) -> bool:
         await _round_trip()
         host = self._records.get(host_id)
         if host is None:
             return False
         if any(one.claim == wanted.claim for one in host.allocations):
             return True
-        if not has_room(host, wanted):
+        if not has_room(host, wanted) or (most_in_group and not has_fewer(host, wanted, most_in_group)):
             return False
         self._records[host_id] = _updated(host, as_taken(wanted))
         return True
@@ -309,14 +396,20 @@ class MemoryHosts(Hosts):
         holding = (id_ for id_, host in self._records.items() if any(one.claim == claim for one in host.allocations))
         return next(holding, None)
 
-    async def release(self, instance_id: str, claim: str | None = None) -> int:
+    async def release(self, instance_id: str, claim: str | None = None, host_id: str | None = None) -> int:
         await _round_trip()
-        released = 0
-        for host_id, host in list(self._records.items()):
-            for held in held_by(host.allocations, instance_id, claim):
-                self._records[host_id] = _updated(self._records[host_id], as_given_back(held))
-                released += 1
-        return released
+        released = [
+            (name, held)
+            for name, host in self._records.items()
+            for held in held_by(host.allocations, instance_id, claim)
+            if host_id in (None, name)
+        ]
+        for name, held in released:
+            self._records[name] = _updated(self._records[name], as_given_back(held))
+        for name, held in released:
+            if held.group:
+                await self._pins.unpin(held.group, held.claim, name)
+        return len(released)
 
 
 class MemoryCatalogue(Catalogue[R]):
@@ -326,6 +419,11 @@ class MemoryCatalogue(Catalogue[R]):
         self._records: dict[str, R] = {}
         self._record = record
         self._unique = unique
+
+    @property
+    def records(self) -> dict[str, R]:
+        """What is stored."""
+        return self._records
 
     async def create_indexes(self) -> None:
         """None here."""

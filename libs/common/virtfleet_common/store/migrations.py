@@ -1,6 +1,8 @@
 """The history of moves (Nova's migrations) and what they left to clean up, both written by effects only."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from motor.motor_asyncio import AsyncIOMotorDatabase
@@ -15,6 +17,56 @@ INDEXES = [
     IndexModel([("created_at", DESCENDING), ("_id", DESCENDING)]),
     IndexModel([("number", ASCENDING)]),
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationQuery:
+    """What a list asks for; None: any. `host` is either end. Newest first; `after` is the last of the page before."""
+
+    instance_id: str | None = None
+    status: str | None = None
+    type: str | None = None
+    source: str | None = None
+    host: str | None = None
+    user_id: str | None = None
+    project_id: str | None = None
+    changed_since: datetime | None = None
+    changed_before: datetime | None = None
+    after: Migration | None = None
+    limit: int = 1000
+
+    def as_filter(self) -> dict[str, Any]:
+        """This query as a MongoDB filter."""
+        plain = {
+            "instance_id": self.instance_id, "status": self.status, "type": self.type, "source": self.source,
+            "user_id": self.user_id, "project_id": self.project_id,
+        }  # fmt: skip
+        clauses: list[dict[str, Any]] = [{name: value} for name, value in plain.items() if value is not None]
+        if self.host is not None:
+            clauses.append({"$or": [{"source": self.host}, {"destination": self.host}]})
+        if self.changed_since is not None:
+            clauses.append({"updated_at": {"$gte": self.changed_since}})
+        if self.changed_before is not None:
+            clauses.append({"updated_at": {"$lte": self.changed_before}})
+        if self.after is not None:
+            at, id_ = self.after.created_at, self.after.id
+            clauses.append({"$or": [{"created_at": {"$lt": at}}, {"created_at": at, "_id": {"$lt": id_}}]})
+        return {"$and": clauses} if clauses else {}
+
+    def matches(self, migration: Migration) -> bool:
+        """Whether a migration belongs on the list, as the filter says it."""
+        return (
+            self.instance_id in (None, migration.instance_id)
+            and self.status in (None, migration.status)
+            and self.type in (None, migration.type)
+            and self.source in (None, migration.source)
+            and self.host in (None, migration.source, migration.destination)
+            and self.user_id in (None, migration.user_id)
+            and self.project_id in (None, migration.project_id)
+            and (self.changed_since is None or migration.updated_at >= self.changed_since)
+            and (self.changed_before is None or migration.updated_at <= self.changed_before)
+            and (self.after is None or (migration.created_at, migration.id) < (self.after.created_at, self.after.id))
+        )
 
 
 class Migrations:
@@ -46,6 +98,13 @@ class Migrations:
     async def find(self, fields: Mapping[str, Any] | None = None, limit: int = 1000) -> list[Migration]:
         """The migrations whose fields equal these, newest first."""
         rows = self._rows.find(dict(fields or {})).sort([("created_at", DESCENDING), ("_id", DESCENDING)]).limit(limit)
+        return [Migration.model_validate(row) async for row in rows]
+
+    @guarded
+    async def find_page(self, query: MigrationQuery) -> list[Migration]:
+        """One page, newest first."""
+        order = [("created_at", DESCENDING), ("_id", DESCENDING)]
+        rows = self._rows.find(query.as_filter()).sort(order).limit(query.limit)
         return [Migration.model_validate(row) async for row in rows]
 
 

@@ -1,8 +1,8 @@
 """What ties an affinity group to a host: pins in the group's own document.
 
 A member may be claimed on a host while every pin of the other members is on that host: one conditional update of one
-document, made before the host is asked. So parallel placements of a group cannot split it. A pin goes when its claim was
-refused or given back; one that a crash left behind is found by the audit, because no claim belongs to it.
+document, made before the host is asked. So parallel placements of a group cannot split it. A pin goes when its claim
+was refused or given back; one that a crash left behind is found by the audit, because no claim belongs to it.
 """
 
 from collections.abc import Sequence

@@ -29,7 +29,6 @@ from uuid import uuid4
 from motor.motor_asyncio import AsyncIOMotorDatabase
 from pymongo import ASCENDING, IndexModel, ReplaceOne
 from pymongo.errors import BulkWriteError, DuplicateKeyError
-from pymongo.read_concern import ReadConcern
 
 from virtfleet_common import quota
 from virtfleet_common.errors import StoreUnavailable
@@ -41,7 +40,6 @@ from virtfleet_common.store.indexes import forget_after
 
 _TRIES = 50
 _DUPLICATE = 11000
-NOTHING: Amounts = {}
 
 
 class _Outcome(Enum):
@@ -159,7 +157,7 @@ class Quotas:
         return wrong
 
     @guarded
-    async def _change(self, project_id: str, holder_id: str, change: Change, defaults: Amounts = NOTHING) -> bool:
+    async def _change(self, project_id: str, holder_id: str, change: Change, defaults: Amounts | None = None) -> bool:
         for _ in range(_TRIES):
             held = (await self._read(project_id, [holder_id]))[holder_id]
             changed = change(held)
@@ -177,10 +175,11 @@ class Quotas:
         return found
 
     async def _shift(
-        self, project_id: str, changes: Sequence[tuple[QuotaHolder, QuotaHolder]], defaults: Amounts
+        self, project_id: str, changes: Sequence[tuple[QuotaHolder, QuotaHolder]], defaults: Amounts | None
     ) -> _Outcome:
-        """The three writes, for some holders at once."""
-        shifts = dict(_shift_of(before, after, uuid4().hex) for before, after in changes)
+        """The three writes, for some holders at once; `defaults` None: without asking for room."""
+        op = uuid4().hex
+        shifts = {before.id: _shift_of(before, after, op) for before, after in changes}
         asked = quota.summed(shift.delta for shift in shifts.values())
         free = {f"pending.{id_}": {"$exists": False} for id_ in shifts}
         counted: dict[str, Any] = {"$set": {f"pending.{id_}": shift.document() for id_, shift in shifts.items()}}
@@ -193,7 +192,7 @@ class Quotas:
         return await self._carry_on(project_id, shifts)
 
     async def _why_not(
-        self, project_id: str, holder_ids: Sequence[str], asked: Amounts, defaults: Amounts
+        self, project_id: str, holder_ids: Sequence[str], asked: Amounts, defaults: Amounts | None
     ) -> _Outcome:
         fields = {"used": 1, "limits": 1, **{f"pending.{id_}": 1 for id_ in holder_ids}}
         row = await self._projects.find_one({"_id": project_id}, fields)
@@ -203,8 +202,9 @@ class Quotas:
         project = ProjectQuota.model_validate(row)
         for holder_id, shift in project.pending.items():
             await self._carry_on(project_id, {holder_id: shift})
-        is_full = not project.pending and quota.lacking(project, defaults, asked) is not None
-        return _Outcome.FULL if is_full else _Outcome.CROSSED
+        if defaults is None or project.pending or quota.lacking(project, defaults, asked) is None:
+            return _Outcome.CROSSED
+        return _Outcome.FULL
 
     async def _found(self, project_id: str) -> None:
         new = ProjectQuota(id=project_id, used=dict.fromkeys(KINDS, 0)).document()
@@ -251,9 +251,8 @@ class Quotas:
     async def _discrepancy(self, project_id: str) -> dict[str, int]:
         """What the counters lack, by the holders and the pending changes of the same moment."""
         async with await self._database.client.start_session(snapshot=True) as session:
-            plain = {"read_concern": ReadConcern()}  # the session's own is `snapshot`
-            row = await self._projects.with_options(**plain).find_one({"_id": project_id}, session=session)
-            rows = self._holders.with_options(**plain).find({"project_id": project_id, "gone_at": None}, session=session)
+            row = await self._projects.find_one({"_id": project_id}, session=session)
+            rows = self._holders.find({"project_id": project_id, "gone_at": None}, session=session)
             sums = quota.summed([quota.total(QuotaHolder.model_validate(one)) async for one in rows])
             project = ProjectQuota.model_validate(row)
             ids = list(project.pending)
@@ -263,17 +262,19 @@ class Quotas:
         return {kind: right[kind] - have for kind in KINDS if (have := project.used.get(kind, 0)) != right[kind]}
 
 
-def _shift_of(before: QuotaHolder, after: QuotaHolder, op: str) -> tuple[str, QuotaShift]:
+def _shift_of(before: QuotaHolder, after: QuotaHolder, op: str) -> QuotaShift:
     now = datetime.now(UTC)
     stamped = after.model_copy(update={"version": before.version + 1, "op": op, "changed_at": now})
     delta = quota.difference(before, after)
-    return before.id, QuotaShift(op=op, was=before.version, next=stamped, delta=delta)
+    return QuotaShift(op=op, was=before.version, next=stamped, delta=delta)
 
 
-def _room(asked: Amounts, defaults: Amounts) -> dict[str, Any]:
+def _room(asked: Amounts, defaults: Amounts | None) -> dict[str, Any]:
     """The condition that a project has room for what is asked, by its limits at the moment of the write."""
+    if defaults is None:
+        return {}
     fits = [_fits(kind, amount, defaults.get(kind, UNLIMITED)) for kind, amount in asked.items() if amount > 0]
-    return {"$expr": {"$and": fits}} if fits and defaults is not NOTHING else {}
+    return {"$expr": {"$and": fits}} if fits else {}
 
 
 def _fits(kind: str, amount: int, default: int) -> dict[str, Any]:

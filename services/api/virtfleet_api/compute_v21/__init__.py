@@ -2,15 +2,19 @@
 
 from virtfleet_api.compute_v21 import (
     absent,
+    aggregates,
     flavors,
     hypervisors,
     instance_actions,
+    migrations,
     quotas,
     server_actions,
+    server_groups,
     server_labels,
     servers,
     services,
     versions,
+    zones,
 )
 from virtfleet_api.routing import OPEN, Dialect, Endpoint
 
@@ -23,9 +27,13 @@ DIALECT = Dialect(
         *servers.ENDPOINTS,
         *server_labels.ENDPOINTS,
         *instance_actions.ENDPOINTS,
+        *migrations.ENDPOINTS,
         *flavors.ENDPOINTS,
         *services.ENDPOINTS,
         *hypervisors.ENDPOINTS,
+        *aggregates.ENDPOINTS,
+        *zones.ENDPOINTS,
+        *server_groups.ENDPOINTS,
         *quotas.ENDPOINTS,
         *absent.ENDPOINTS,
         Endpoint("GET", "", versions.show_v21, OPEN),

@@ -1,7 +1,4 @@
-"""What clients look at in passing and Virtfleet has none of: empty lists, and 404 below them.
-
-Server groups and migrations are here until their workflows are.
-"""
+"""What clients look at in passing and Virtfleet has none of: empty lists, and 404 below them."""
 
 from starlette.responses import Response
 from virtfleet_common.errors import NotFound
@@ -25,11 +22,8 @@ async def _no_such(call: Call) -> Response:
 
 
 _LISTS = {
-    "/os-aggregates": ("aggregates", "hosts:read"),
     "/os-keypairs": ("keypairs", "read"),
-    "/os-server-groups": ("server_groups", "read"),
     "/os-security-groups": ("security_groups", "read"),
-    "/os-migrations": ("migrations", "hosts:read"),
     "/extensions": ("extensions", "read"),
 }
 ENDPOINTS = tuple(

@@ -1,4 +1,4 @@
-"""os-hypervisors and the availability zones: the hosts, what they have and what is used of it."""
+"""os-hypervisors: the hosts, what they have and what is used of it."""
 
 import re
 from uuid import UUID
@@ -9,7 +9,7 @@ from virtfleet_common.records import Host
 from virtfleet_common.store import InstanceQuery
 
 from virtfleet_api.answers import answer
-from virtfleet_api.compute_v21.services import BINARY, shown_id, shown_state, shown_status
+from virtfleet_api.compute_v21.services import shown_id, shown_state, shown_status
 from virtfleet_api.compute_v21.shapes import Shape, cut, micros, next_links
 from virtfleet_api.context import Call
 from virtfleet_api.routing import Endpoint
@@ -149,38 +149,6 @@ async def search(call: Call) -> Response:
     return answer({"hypervisors": [brief(host, call.version) for host in found]})
 
 
-async def list_zones(call: Call) -> Response:
-    """The availability zones; one is available while a host of it is up and enabled."""
-    return answer({"availabilityZoneInfo": _zones(await call.store.hosts.find(), with_hosts=False)})
-
-
-async def list_zone_details(call: Call) -> Response:
-    """The availability zones with their hosts."""
-    return answer({"availabilityZoneInfo": _zones(await call.store.hosts.find(), with_hosts=True)})
-
-
-def _zones(hosts: list[Host], *, with_hosts: bool) -> list[Shape]:
-    zones: dict[str, list[Host]] = {}
-    for host in hosts:
-        zones.setdefault(host.availability_zone, []).append(host)
-    return [
-        {
-            "zoneName": name,
-            "zoneState": {"available": any(_is_available(host) for host in members)},
-            "hosts": {host.id: {BINARY: _zone_member(host)} for host in members} if with_hosts else None,
-        }
-        for name, members in sorted(zones.items() or [("nova", [])])
-    ]
-
-
-def _is_available(host: Host) -> bool:
-    return host.is_enabled and shown_state(host) == "up"
-
-
-def _zone_member(host: Host) -> Shape:
-    return {"available": _is_available(host), "active": host.is_enabled, "updated_at": micros(host.last_seen)}
-
-
 _BASE = "/os-hypervisors"
 ENDPOINTS = (
     Endpoint("GET", _BASE, list_hypervisors, "hosts:read"),
@@ -189,6 +157,4 @@ ENDPOINTS = (
     Endpoint("GET", _BASE + "/{id}", show_hypervisor, "hosts:read"),
     Endpoint("GET", _BASE + "/{id}/uptime", show_uptime, "hosts:read"),
     Endpoint("GET", _BASE + "/{id}/search", search, "hosts:read", until=52),
-    Endpoint("GET", "/os-availability-zone", list_zones, "read"),
-    Endpoint("GET", "/os-availability-zone/detail", list_zone_details, "hosts:read"),
 )

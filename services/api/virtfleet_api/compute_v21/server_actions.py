@@ -31,6 +31,27 @@ class Lock(Body):
     locked_reason: Annotated[str, Field(min_length=1, max_length=255)] | None = None
 
 
+class Resize(Body):
+    """`{"resize": {"flavorRef": "2"}}`; a client may name the flavor by its address."""
+
+    flavor: Annotated[str | int, Field(alias="flavorRef")]
+    disk_config: Annotated[Literal["AUTO", "MANUAL"] | None, Field(alias="OS-DCF:diskConfig")] = None
+
+
+class Migrate(Body):
+    """`{"migrate": null}`; `{"migrate": {"host": "..."}}` since 2.56."""
+
+    SINCE: ClassVar[Mapping[str, int]] = {"host": 56}
+
+    host: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+
+
+class ResetState(Body):
+    """`{"os-resetState": {"state": "active"}}`"""
+
+    state: Literal["active", "error"]
+
+
 class ConsoleOutput(Body):
     """`{"os-getConsoleOutput": {"length": 50}}`; without a length, or with -1: all of it."""
 
@@ -68,12 +89,17 @@ ROWS: Mapping[str, Row] = {
     "resume": Row("resume"),
     "lock": Row("lock", Lock, lambda body: {"locked_reason": body.locked_reason}),
     "unlock": Row("unlock"),
+    "resize": Row("resize", Resize, lambda body: {"flavor": str(body.flavor).rstrip("/").rsplit("/", 1)[-1]}),
+    "migrate": Row("migrate", Migrate, lambda body: {"host": body.host} if body.host else {}),
+    "confirmResize": Row("confirm_resize"),
+    "revertResize": Row("revert_resize"),
+    "os-resetState": Row("reset_state", ResetState, lambda body: {"state": body.state}),
 }
 
 
 class ActionBody(Body):
     """One action and its arguments: one key of reboot, os-start, os-stop, pause, unpause, suspend, resume, lock,
-    unlock, os-getConsoleOutput."""
+    unlock, resize, migrate, confirmResize, revertResize, os-resetState, os-getConsoleOutput."""
 
 
 async def act(call: Call) -> Response:

@@ -86,11 +86,17 @@ class CreateServer(Body):
             max_count=most,
             metadata=new.metadata,
             networks=_networks(new.networks),
-            hints=self.hints | self.older_hints,
+            hints=_hints(self.hints | self.older_hints),
             availability_zone=new.availability_zone,
             description=new.description,
             tags=new.tags,
         )
+
+
+def _hints(asked: Hints) -> Hints:
+    """The hints; a group may come as the one entry of a list."""
+    group = asked.get("group")
+    return asked | {"group": group[0]} if isinstance(group, list) and len(group) == 1 else asked
 
 
 def _image(new: NewServer) -> str | None:

@@ -45,7 +45,8 @@ def shown(server: Instance, viewer: Viewer, hosts: Mapping[str, Host]) -> Shape:
     """A server shown alone."""
     shape = detail(server, viewer, hosts)
     if viewer.version >= 71:
-        shape["server_groups"] = []
+        group = server.hints.get("group")
+        shape["server_groups"] = [group] if group else []
     return shape
 
 

@@ -1,13 +1,13 @@
 """os-services: the compute services, one per host, as operators see and switch them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from starlette.responses import Response
 from virtfleet_common.errors import BadRequest, NotFound
-from virtfleet_common.records import Host
+from virtfleet_common.records import Aggregate, Host
 from virtfleet_common.states import HostState
 
 from virtfleet_api.answers import answer
@@ -17,6 +17,8 @@ from virtfleet_api.routing import Endpoint
 from virtfleet_api.validation import Body, Flag
 
 BINARY = "nova-compute"
+ZONE = "availability_zone"
+"""The key of an aggregate's metadata that makes it an availability zone."""
 _FRESH = 3
 Reason = Annotated[str, Field(min_length=1, max_length=255)]
 
@@ -55,13 +57,19 @@ def shown_status(host: Host) -> str:
     return "enabled" if host.is_enabled else "disabled"
 
 
-def service_view(host: Host, version: int) -> Shape:
-    """A compute service: pure, from its host's record."""
+def zone_of(host: Host, aggregates: Iterable[Aggregate]) -> str:
+    """The availability zone of a host: that of the first aggregate with one, or else the one that its agent names."""
+    zones = (one.metadata[ZONE] for one in aggregates if host.id in one.hosts and ZONE in one.metadata)
+    return next(zones, host.availability_zone)
+
+
+def service_view(host: Host, zone: str, version: int) -> Shape:
+    """A compute service: pure, from its host's record and the availability zone it is in."""
     shape: Shape = {
         "id": shown_id(host, version),
         "binary": BINARY,
         "host": host.id,
-        "zone": host.availability_zone,
+        "zone": zone,
         "state": shown_state(host),
         "status": shown_status(host),
         "updated_at": micros(host.last_seen),
@@ -74,7 +82,9 @@ async def list_services(call: Call) -> Response:
     """The compute services."""
     host, binary = call.query.get("host"), call.query.get("binary")
     hosts = [one for one in await call.store.hosts.find() if host in (None, one.id) and binary in (None, BINARY)]
-    return answer({"services": [service_view(one, call.version) for one in hosts]})
+    aggregates = await call.store.aggregates.find()
+    views = [service_view(one, zone_of(one, aggregates), call.version) for one in hosts]
+    return answer({"services": views})
 
 
 async def update_service(call: Call) -> Response:
@@ -87,7 +97,8 @@ async def update_service(call: Call) -> Response:
     if host is None:
         raise NotFound(f"Service {name} could not be found.", rule="service_exists")
     changed = await _write(call, host, _checked(change, host, call))
-    return answer({"service": service_view(changed, call.version)})
+    zone = zone_of(changed, await call.store.aggregates.find())
+    return answer({"service": service_view(changed, zone, call.version)})
 
 
 def _checked(change: ServiceChange, host: Host, call: Call) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from virtfleet_common.errors import HypervisorFault, ImageFault
 from virtfleet_common.records import Image, Instance
 
+from virtfleet_compute_agent.hypervisor import qcow2
 from virtfleet_compute_agent.hypervisor.images import ImageCache
 from virtfleet_compute_agent.hypervisor.layout import Layout, base_of, has_root_disk
-from virtfleet_compute_agent.hypervisor.qemu_img import describe, qcow2_size, qemu_img
+from virtfleet_compute_agent.hypervisor.qemu_img import describe, qemu_img
 
 _GIB = 1024**3
 
@@ -24,26 +25,47 @@ class Disks:
         self._limit = limit
 
     async def create(self, instance: Instance) -> None:
-        """Have the disk and what it lies over. A disk that is there is kept and only grown."""
+        """Have the disk and what it lies over. A disk that is there is kept and only grown.
+
+        One that came from another host lies over nothing, and needs no more of its image than what boots it.
+        """
         disk = self._layout.disk(instance.id)
+        found = qcow2.read(disk) if disk.exists() else None
         if instance.image is not None:
-            await self._images.fetch(instance.image)
+            await self._images.fetch(instance.image, is_base_needed=found is None or found.backing is not None)
         if not has_root_disk(instance):
             return
-        if not disk.exists():
+        if found is None:
             await self._make(instance, disk)
-        await self._grow(disk, instance.flavor.disk_gb * _GIB)
+        elif found.backing is not None:
+            await self._find_base(instance.image, disk, Path(found.backing))
+        await self.grow(instance)
+
+    async def grow(self, instance: Instance) -> None:
+        """Have the disk, if the instance has one, at least as large as the flavor says."""
+        disk, size = self._layout.disk(instance.id), instance.flavor.disk_gb * _GIB
+        if has_root_disk(instance) and qcow2.read(disk).size < size:
+            await qemu_img("resize", "-q", "-f", "qcow2", str(disk), str(size), limit=self._limit)
 
     async def _make(self, instance: Instance, disk: Path) -> None:
-        """Under another name first: a disk that bears its own name is whole."""
+        """Under another name first: a disk that bears its own name is whole. One that came meanwhile is kept."""
         disk.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
         part = disk.with_name("disk.part")
         try:
             await qemu_img("create", "-q", "-f", "qcow2", *await self._shape(instance, part), limit=self._limit)
-            part.chmod(0o600)
-            part.replace(disk)
+            _settle(part, disk)
         finally:
             part.unlink(missing_ok=True)
+
+    async def _find_base(self, image: Image | None, disk: Path, known: Path) -> None:
+        """Point a disk on shared storage at this host's cache, when another host's is elsewhere. The name says what is
+        in the file, so only the same name is the same base."""
+        base = base_of(image)
+        cached = self._layout.cached(base) if base is not None else known
+        if image is None or cached == known or cached.name != known.name:
+            return
+        where = "-F", image.disk_format, "-b", str(cached)
+        await qemu_img("rebase", "-q", "-u", "-f", "qcow2", *where, str(disk), limit=self._limit)
 
     async def _shape(self, instance: Instance, part: Path) -> Sequence[str]:
         """The rest of `qemu-img create`: an overlay, as large as its base for now, or an empty disk."""
@@ -59,14 +81,15 @@ class Disks:
         if 0 < room < size:
             raise ImageFault("the image is larger than the flavor's disk", image=image.id, needed=size, room=room)
 
-    async def _grow(self, disk: Path, size: int) -> None:
-        if qcow2_size(disk) < size:
-            await qemu_img("resize", "-q", "-f", "qcow2", str(disk), str(size), limit=self._limit)
+
+def _settle(part: Path, disk: Path) -> None:
+    part.chmod(0o600)
+    if not disk.exists():
+        part.replace(disk)
 
 
-def delete_files(layout: Layout, instance_id: str) -> None:
-    """Remove the instance's folder, or the link that somebody put in its place, and nothing else. Blocking."""
-    folder = layout.instance(instance_id)
+def delete_folder(folder: Path) -> None:
+    """Remove the folder, or the link that somebody put in its place, and nothing else. Blocking."""
     try:
         folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
     except FileNotFoundError:

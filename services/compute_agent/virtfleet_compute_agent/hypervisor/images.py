@@ -32,10 +32,14 @@ class ImageCache:
         self._limit = limit
         self._flights: defaultdict[Path, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def fetch(self, image: Image) -> None:
-        """Have every file of `image` in the cache. Raises ImageFault; a bad file is not kept."""
+    async def fetch(self, image: Image, *, is_base_needed: bool = True) -> None:
+        """Have every file of `image` in the cache, or all but its base. Raises ImageFault; a bad file is not kept."""
+        base = base_of(image)
         for source in sources_of(image):
-            await self._fetch(source, image.disk_format if source == base_of(image) else None)
+            if source != base:
+                await self._fetch(source, None)
+            elif is_base_needed:
+                await self._fetch(source, image.disk_format)
 
     def remove_leftovers(self) -> None:
         """Remove what a killed agent was still fetching. Blocking; only before the first fetch."""

@@ -27,9 +27,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The paths under one `state_dir`."""
+    """The paths under one `state_dir`; what belongs to instances lies in `instances_dir`, which hosts may share."""
 
     state_dir: Path
+    instances_dir: Path | None = None
 
     @property
     def images(self) -> Path:
@@ -40,15 +41,38 @@ class Layout:
         """The file of the cache that holds `source` once it is fetched."""
         return self.images / source.cache_name
 
+    @property
+    def instances(self) -> Path:
+        """The folder of the instances' folders."""
+        return self.instances_dir or self.state_dir / "instances"
+
     def instance(self, instance_id: str) -> Path:
         """The instance's own folder. Raises HypervisorFault on an id that is no UUID, for it could name any path."""
-        try:
-            is_canonical = str(UUID(instance_id)) == instance_id
-        except ValueError:
-            is_canonical = False
-        if not is_canonical:
-            raise HypervisorFault(f"{instance_id!r} is not an instance id", operation="layout", code="bad_instance_id")
-        return self.state_dir / "instances" / instance_id
+        return self.instances / _checked(instance_id)
+
+    def aside(self, instance_id: str) -> Path:
+        """The folder, while the instance moves away and until that is confirmed."""
+        return self.instances / f"{_checked(instance_id)}_resize"
+
+    def incoming(self, instance_id: str) -> Path:
+        """The disk that another host sends, until it is whole."""
+        return self.instances / f"{_checked(instance_id)}_incoming"
+
+    def export(self, instance_id: str) -> Path:
+        """What this host knows of its export for the instance; not where hosts may share."""
+        return self.state_dir / "exports" / _checked(instance_id)
+
+    def transfer(self, instance_id: str) -> Path:
+        """The key that this host sends the instance's disk with; not where hosts may share."""
+        return self.state_dir / "transfers" / _checked(instance_id)
+
+    def transfer_note(self, instance_id: str) -> Path:
+        """What this host sent where, last."""
+        return self.transfer(instance_id).with_suffix(".json")
+
+    def disk_aside(self, instance_id: str) -> Path:
+        """The root disk of an instance that moves away."""
+        return self.aside(instance_id) / "disk"
 
     def disk(self, instance_id: str) -> Path:
         """The instance's root disk, a qcow2 image."""
@@ -57,6 +81,16 @@ class Layout:
     def console(self, instance_id: str) -> Path:
         """The log that the guest's serial console is written to."""
         return self.instance(instance_id) / "console.log"
+
+
+def _checked(instance_id: str) -> str:
+    try:
+        is_canonical = str(UUID(instance_id)) == instance_id
+    except ValueError:
+        is_canonical = False
+    if not is_canonical:
+        raise HypervisorFault(f"{instance_id!r} is not an instance id", operation="layout", code="bad_instance_id")
+    return instance_id
 
 
 def has_root_disk(instance: Instance) -> bool:

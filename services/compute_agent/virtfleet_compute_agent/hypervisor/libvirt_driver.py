@@ -12,19 +12,21 @@ from typing import TypeVar
 import libvirt
 from virtfleet_common import failpoints
 from virtfleet_common.errors import HypervisorFault, HypervisorTimeout
-from virtfleet_common.ports import Guest, GuestEvent, HypervisorFacts
+from virtfleet_common.ports import Export, Guest, GuestEvent, HypervisorFacts
 from virtfleet_common.records import Image, Instance, Resources
 from virtfleet_common.settings import AgentSettings
 from virtfleet_common.states import PowerState
 
-from virtfleet_compute_agent.hypervisor import console, disks
+from virtfleet_compute_agent.hypervisor import aside, console, disks
 from virtfleet_compute_agent.hypervisor.connection import Connection, is_kvm_usable
 from virtfleet_compute_agent.hypervisor.domain_xml import Platform, build_domain, mark_of
 from virtfleet_compute_agent.hypervisor.events import EventHub
+from virtfleet_compute_agent.hypervisor.exports import Exports, nowhere
 from virtfleet_compute_agent.hypervisor.guests import GuestReader
 from virtfleet_compute_agent.hypervisor.images import ImageCache
-from virtfleet_compute_agent.hypervisor.layout import Layout
+from virtfleet_compute_agent.hypervisor.layout import Layout, has_root_disk
 from virtfleet_compute_agent.hypervisor.pool import Pool
+from virtfleet_compute_agent.hypervisor.transfer import Report, Sender
 
 T = TypeVar("T")
 
@@ -42,12 +44,15 @@ class LibvirtHypervisor:
     def __init__(self, settings: AgentSettings) -> None:
         self._settings = settings
         self._connection = Connection(settings.hypervisor_uri)
-        self._layout = Layout(settings.state_dir.absolute())
+        own = settings.instances_dir
+        self._layout = Layout(settings.state_dir.absolute(), own.absolute() if own is not None else None)
         self._steps = Pool("libvirt", settings.libvirt_workers)
         self._listing = Pool("listing", 1)
         self._files = Pool("files", _FILE_WORKERS)
         self._images = ImageCache(self._layout, self._files, settings.action_timeout)
         self._disks = disks.Disks(self._layout, self._images, settings.action_timeout)
+        self._exports = Exports(self._layout, settings, self._files)
+        self._sender = Sender(self._layout, settings)
         self._guests = GuestReader()
         self._platform = Platform("test", "x86_64")
         self._hub: EventHub | None = None
@@ -140,7 +145,8 @@ class LibvirtHypervisor:
         """Remove the instance's folder. HypervisorFault on an id that is no UUID, on every driver."""
         self._layout.instance(instance_id)
         if not self._connection.is_simulated:
-            await self._file_call("delete_files", lambda: disks.delete_files(self._layout, instance_id))
+            await self._exports.forget(instance_id)
+            await self._file_call("delete_files", lambda: self._delete_files(instance_id))
 
     async def console_output(self, instance_id: str, length: int | None) -> str:
         """The last lines of the console, across starts; "" on a simulated host."""
@@ -148,6 +154,68 @@ class LibvirtHypervisor:
         if self._connection.is_simulated:
             return ""
         return await self._file_call("console_output", lambda: console.read_tail(log, length))
+
+    # Moving a disk to another host. On a simulated one there is none.
+
+    async def open_export(self, instance: Instance, token: str) -> Export:
+        """Wait for the instance's disk, apart from this process."""
+        if self._connection.is_simulated:
+            return nowhere(token)
+        return await self._exports.open(instance, token)
+
+    async def close_export(
+        self, instance_id: str, *, adopt: bool, size_bytes: int = 0, token: str | None = None
+    ) -> None:
+        """Listen no longer; keep what arrived, or not."""
+        if not self._connection.is_simulated:
+            await self._exports.close(instance_id, adopt=adopt, size=size_bytes, token=token)
+
+    async def send_disk(self, instance: Instance, export: Export, on_progress: Report | None = None) -> int:
+        """Send what was set aside; its size in bytes, 0 when the instance has no disk of its own."""
+        if self._connection.is_simulated or not has_root_disk(instance):
+            return 0
+        plan = await self._file_call("send_disk", lambda: self._sender.prepare(instance.id, export))
+        await self._sender.send(plan, on_progress)
+        return plan.size
+
+    async def set_aside(self, instance_id: str) -> None:
+        """Keep the instance's folder under another name. Refused while the guest runs."""
+        await self._call("set_aside", lambda: self._refuse_running(instance_id, "set_aside"))
+        if not self._connection.is_simulated:
+            await self._file_call("set_aside", lambda: aside.set_aside(self._layout, instance_id))
+
+    async def put_back(self, instance_id: str) -> None:
+        """Give the folder its name again, once nobody copies from it."""
+        if not self._connection.is_simulated:
+            await self._file_call("put_back", lambda: self._sender.stop(instance_id))
+            await self._file_call("put_back", lambda: aside.put_back(self._layout, instance_id))
+
+    async def remove_aside(self, instance_id: str) -> None:
+        """Delete what was set aside."""
+        if not self._connection.is_simulated:
+            await self._file_call("remove_aside", lambda: self._sender.forget(instance_id))
+            await self._file_call("remove_aside", lambda: aside.remove_aside(self._layout, instance_id))
+
+    async def probe_shared(self, token: str) -> None:
+        """Leave a file for the source to see, if it shares this host's storage."""
+        if not self._connection.is_simulated:
+            await self._file_call("probe_shared", lambda: aside.leave_probe(self._layout, token))
+
+    async def sees_probe(self, token: str) -> bool:
+        """Whether the destination's file shows here; always on a simulated host, which has nothing to send."""
+        if self._connection.is_simulated:
+            return True
+        return await self._file_call("sees_probe", lambda: aside.sees_probe(self._layout, token))
+
+    async def remove_probe(self, token: str) -> None:
+        """Take the file away."""
+        if not self._connection.is_simulated:
+            await self._file_call("remove_probe", lambda: aside.remove_probe(self._layout, token))
+
+    async def grow_disk(self, instance: Instance) -> None:
+        """Have the disk as large as the flavor says."""
+        if not self._connection.is_simulated:
+            await self._disks.grow(instance)
 
     async def wait_for_power_state(
         self, instance_id: str, wanted: frozenset[PowerState], timeout: float
@@ -191,8 +259,8 @@ class LibvirtHypervisor:
             vcpus, ram_mb, disk_gb = settings.simulated_vcpus, settings.simulated_ram_mb, settings.simulated_disk_gb
             arch = platform.machine()
         else:
-            self._layout.state_dir.mkdir(parents=True, exist_ok=True)
-            disk_gb = shutil.disk_usage(self._layout.state_dir).total // 1024**3
+            self._layout.instances.mkdir(mode=0o711, parents=True, exist_ok=True)
+            disk_gb = shutil.disk_usage(self._layout.instances).total // 1024**3
         total = Resources(vcpus=vcpus, ram_mb=ram_mb, disk_gb=disk_gb)
         return HypervisorFacts(live.getHostname(), live.getType(), live.getVersion(), arch, total)
 
@@ -210,6 +278,15 @@ class LibvirtHypervisor:
     def _observe(self, instance_id: str) -> Guest | None:
         domain = self._find(instance_id)
         return self._guests.read(domain) if domain is not None else None
+
+    def _refuse_running(self, instance_id: str, operation: str) -> None:
+        domain = self._find(instance_id)
+        if domain is not None and domain.isActive():
+            raise HypervisorFault("the guest runs", operation=operation, code="running")
+
+    def _delete_files(self, instance_id: str) -> None:
+        disks.delete_folder(self._layout.instance(instance_id))
+        self._layout.transfer_note(instance_id).unlink(missing_ok=True)
 
     def _define(self, instance: Instance) -> None:
         xml = build_domain(instance, self._layout, self._platform)

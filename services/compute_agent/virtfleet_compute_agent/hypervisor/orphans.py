@@ -1,4 +1,4 @@
-"""Buries dead guests. QEMU leaves its parent when it starts, and when it ends somebody has to take note of that.
+"""Buries dead guests and exports. QEMU leaves its parent when it starts; when it ends somebody has to note it.
 
 Usually the machine's first process does so at once. In a container, and on machines with a first process of their own
 kind, it may take seconds or for ever, and libvirt, which waits until the pid is gone, would wait with every guest that
@@ -14,6 +14,7 @@ from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _EVERY = 0.05
+_LEFT_BEHIND = ("(qemu-system", "(timeout)", "(qemu-nbd)")
 _lock = threading.Lock()
 _undertaker: threading.Thread | None = None
 
@@ -41,8 +42,8 @@ def _children() -> list[int]:
 
 
 def _bury(pid: int) -> None:
-    """Only a guest, and only a dead one: other children have parents in this process who wait for them."""
+    """Only a dead one, and of what was meant to leave its parent: others have parents here who wait for them."""
     with suppress(OSError):
         about = Path(f"/proc/{pid}/stat").read_text()
-        if "(qemu-system" in about and ") Z " in about:
+        if any(name in about for name in _LEFT_BEHIND) and ") Z " in about:
             os.waitpid(pid, os.WNOHANG)

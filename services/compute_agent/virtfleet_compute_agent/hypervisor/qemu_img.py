@@ -1,4 +1,4 @@
-"""qemu-img as a child process with a deadline. Sizes are in bytes."""
+"""qemu-img, and its like, as child processes with a deadline."""
 
 import asyncio
 import json
@@ -7,29 +7,30 @@ from typing import Any
 
 from virtfleet_common.errors import HypervisorFault, HypervisorTimeout, ImageFault
 
-_MAGIC = b"QFI\xfb"
-
 
 async def qemu_img(*arguments: str, limit: float) -> bytes:
     """What `qemu-img <arguments>` prints. Raises HypervisorFault, after `limit` s HypervisorTimeout."""
-    pipe = asyncio.subprocess.PIPE
+    return await run_tool("qemu-img", *arguments, limit=limit)
+
+
+async def run_tool(program: str, *arguments: str, limit: float) -> bytes:
+    """What one of QEMU's tools prints. Raises HypervisorFault, after `limit` s HypervisorTimeout."""
+    pipe, operation = asyncio.subprocess.PIPE, f"{program} {arguments[0]}"
     try:
-        process = await asyncio.create_subprocess_exec("qemu-img", *arguments, stdout=pipe, stderr=pipe)
+        process = await asyncio.create_subprocess_exec(program, *arguments, stdout=pipe, stderr=pipe)
     except OSError as error:
-        raise HypervisorFault(f"qemu-img cannot be run: {error}", operation="qemu-img", code="missing") from error
+        raise HypervisorFault(f"{program} cannot be run: {error}", operation=operation, code="missing") from error
     try:
         async with asyncio.timeout(limit):
             output, complaint = await process.communicate()
     except TimeoutError as error:
-        raise HypervisorTimeout(
-            "qemu-img took too long", operation=f"qemu-img {arguments[0]}", code="timeout"
-        ) from error
+        raise HypervisorTimeout(f"{program} took too long", operation=operation, code="timeout") from error
     finally:
         if process.returncode is None:
             process.kill()
     if process.returncode != 0:
         message = complaint.decode(errors="replace").strip()
-        raise HypervisorFault(message, operation=f"qemu-img {arguments[0]}", code=process.returncode)
+        raise HypervisorFault(message, operation=operation, code=process.returncode or 0)
     return output
 
 
@@ -43,18 +44,3 @@ async def describe(path: Path, disk_format: str, limit: float) -> dict[str, Any]
         raise ImageFault(f"not a {disk_format} image: {error.message}", path=str(path)) from error
     facts: dict[str, Any] = json.loads(answer)
     return facts
-
-
-def qcow2_size(path: Path) -> int:
-    """The size that a guest sees of the qcow2 image at `path`, from its header: cheaper than a child process.
-
-    Raises HypervisorFault when there is none, or something else. Source: qemu's docs/interop/qcow2.txt.
-    """
-    try:
-        with path.open("rb") as file:
-            header = file.read(32)
-    except OSError as error:
-        raise HypervisorFault(f"{path} cannot be read: {error}", operation="qcow2", code="unreadable") from error
-    if len(header) < 32 or not header.startswith(_MAGIC):
-        raise HypervisorFault(f"{path} is not a qcow2 image", operation="qcow2", code="not_qcow2")
-    return int.from_bytes(header[24:32], "big")

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from virtfleet_common import effects, moves
+from virtfleet_common import effects, moves, quota
 from virtfleet_common.events import settled
 from virtfleet_common.executor import StepRun
 from virtfleet_common.failpoints import reach
@@ -17,7 +17,7 @@ async def delete(host: HostContext, run: StepRun) -> Done:
     await remove(host, run.instance.id)
     now = datetime.now(UTC)
     gone = settled(VmState.DELETED, PowerState.NOSTATE, deleted_at=now, move=None)
-    return Done(gone, effects=[effects.release(run.instance.id), *moves.deleted(run.instance, now)])
+    return Done(gone, effects=[effects.release(run.instance.id), quota.gone(run.instance), *moves.deleted(run.instance, now)])
 
 
 async def remove(host: HostContext, instance_id: str) -> None:

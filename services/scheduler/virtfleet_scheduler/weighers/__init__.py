@@ -1,0 +1,1 @@
+"""Which of the hosts that may take a guest should: one class per view, offered as entry points `virtfleet.weighers`."""

@@ -1,0 +1,175 @@
+"""Resizes and cold migrations, as far as the facade has a say: the actions' forms, and the history of moves."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from virtfleet_common.records import Flavor, Instance
+from virtfleet_common.states import TaskState, VmState
+
+from .api import Api, error_of
+
+HISTORY = "/v2.1/os-migrations"
+
+
+@pytest.fixture
+async def large(api: Api) -> Flavor:
+    """A larger flavor than the usual one."""
+    flavor = Flavor(id=uuid4().hex, name=f"large-{uuid4().hex[:6]}", vcpus=2, ram_mb=128, disk_gb=2)
+    await api.store.flavors.add(flavor)
+    return flavor
+
+
+async def stored(api: Api, guest: Instance) -> Instance:
+    found = await api.store.instances.get(guest.id)
+    assert found is not None
+    return found
+
+
+async def test_a_resize_is_shown_as_one_at_once(api: Api, large: Flavor) -> None:
+    guest = await api.instance()
+    answer = await api.act(guest, {"resize": {"flavorRef": f"http://fleet.example/v2.1/flavors/{large.id}"}})
+    assert (answer.status_code, answer.content) == (202, b"")
+    shown = (await api.ask("GET", f"/v2.1/servers/{guest.id}")).json()["server"]
+    assert (shown["status"], shown["OS-EXT-STS:task_state"], shown["progress"]) == ("RESIZE", "resize_prep", 0)
+    assert shown["flavor"]["id"] == api.flavor.id  # until the server has changed hands
+    assert (await stored(api, guest)).task_state is TaskState.RESIZE_PREP
+
+
+@pytest.mark.parametrize(
+    ("body", "version", "says"),
+    [
+        ({"resize": {}}, "2.1", "'flavorRef' is a required property"),
+        ({"resize": {"flavorRef": "nothing"}}, "2.1", "Flavor nothing could not be found."),
+        ({"resize": {"flavorRef": None}}, "2.1", "flavorRef"),
+        ({"resize": {"flavorRef": "1", "host": "x"}}, "2.1", "'host' was unexpected"),
+        ({"migrate": {"host": "x"}}, "2.55", "'host' was unexpected"),
+        ({"migrate": {"host": "nowhere"}}, "2.56", "nowhere"),
+        ({"migrate": "x"}, "2.56", "migrate"),
+        ({"confirmResize": {"now": True}}, "2.1", "'now' was unexpected"),
+        ({"os-resetState": {"state": "stopped"}}, "2.1", "state"),
+    ],
+)
+async def test_a_move_that_is_not_sound_is_refused(api: Api, body: Any, version: str, says: str) -> None:
+    guest = await api.instance()
+    status, key, message = error_of(await api.act(guest, body, who="admin", version=version))
+    assert (status, key) == (400, "badRequest")
+    assert says in message
+    assert await stored(api, guest) == guest
+
+
+async def test_a_resize_to_the_same_flavor_is_refused(api: Api) -> None:
+    guest = await api.instance()
+    assert (await api.act(guest, {"resize": {"flavorRef": api.flavor.id}})).status_code == 400
+
+
+@pytest.mark.parametrize(("body", "version"), [({"migrate": None}, "2.1"), ({"migrate": {}}, "2.56")])
+async def test_only_admins_migrate(api: Api, body: Any, version: str) -> None:
+    guest = await api.instance()
+    assert (await api.act(guest, body, version=version)).status_code == 403
+    assert (await api.act(guest, body, who="admin", version=version)).status_code == 202
+    assert (await api.act(guest, body, who="admin", version=version)).status_code == 409
+
+
+@pytest.mark.parametrize("action", ["confirmResize", "revertResize"])
+async def test_there_is_nothing_to_decide_before_a_resize(api: Api, action: str) -> None:
+    guest = await api.instance()
+    status, _, message = error_of(await api.act(guest, {action: None}))
+    assert status == 409
+    assert message == f"Cannot '{action}' instance {guest.id} while it is in vm_state active"
+
+
+async def test_an_admin_says_what_a_server_is(api: Api) -> None:
+    guest = await api.instance(vm_state=VmState.ERROR)
+    assert (await api.act(guest, {"os-resetState": {"state": "active"}})).status_code == 403
+    assert (await api.act(guest, {"os-resetState": {"state": "active"}}, who="admin")).status_code == 202
+    assert (await stored(api, guest)).vm_state is VmState.ACTIVE
+
+
+# The history
+
+
+async def a_migration(api: Api, guest: Instance, **fields: Any) -> str:
+    """A move in the history, as its effects write it."""
+    id_ = str(uuid4())
+    now = fields.pop("at", datetime.now(UTC))
+    usual: dict[str, Any] = {
+        "number": fields.pop("number", int(id_[:6], 16)), "instance_id": guest.id, "project_id": guest.project_id,
+        "user_id": "u", "type": "resize", "status": "finished", "source": api.host, "destination": "elsewhere",
+        "old_flavor_id": "1", "new_flavor_id": "2", "created_at": now, "updated_at": now,
+    }  # fmt: skip
+    await api.store.migrations.put(id_, {**usual, **fields}, 40)
+    return id_
+
+
+async def listed(api: Api, query: str, version: str = "2.80") -> list[str]:
+    answer = await api.ask("GET", f"{HISTORY}?{query}", who="admin", version=version)
+    assert answer.status_code == 200, answer.text
+    return [one["uuid"] for one in answer.json()["migrations"]]
+
+
+async def test_the_history_is_filtered(api: Api) -> None:
+    first, second = await api.instance(), await api.instance()
+    at = datetime.now(UTC).replace(microsecond=0)
+    resize = await a_migration(api, first, at=at - timedelta(hours=2))
+    cold = await a_migration(api, second, type="migration", status="error", source="elsewhere", destination=api.host)
+    hour_ago = (at - timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    for query, expected in {
+        f"host={api.host}": [cold, resize],
+        f"host={api.host}&status=error": [cold],
+        f"source_compute={api.host}": [resize],
+        f"instance_uuid={first.id}": [resize],
+        f"host={api.host}&migration_type=migration": [cold],
+        f"host={api.host}&changes-since={hour_ago}": [cold],
+        f"host={api.host}&changes-before={hour_ago}": [resize],
+        f"project_id={api.project}": [cold, resize],
+        f"host={api.host}&limit=0": [],
+        "instance_uuid=nothing": [],
+    }.items():
+        assert await listed(api, query) == expected, query
+    assert (await api.ask("GET", HISTORY)).status_code == 403
+
+
+async def test_the_history_has_pages(api: Api) -> None:
+    guest = await api.instance()
+    start = datetime.now(UTC)
+    made = [await a_migration(api, guest, at=start + timedelta(seconds=number)) for number in range(3)]
+    url, seen = f"{HISTORY}?instance_uuid={guest.id}&limit=2", []
+    while url:
+        page = (await api.ask("GET", url, who="admin", version="2.59")).json()
+        seen += [one["uuid"] for one in page["migrations"]]
+        url = page.get("migrations_links", [{"href": ""}])[0]["href"]
+    assert seen == made[::-1]
+    for query in ("marker=nothing", "limit=x"):
+        assert (await api.ask("GET", f"{HISTORY}?{query}", who="admin", version="2.59")).status_code == 400
+    assert (await api.ask("GET", f"{HISTORY}?colour=red", who="admin", version="2.75")).status_code == 400
+
+
+async def test_a_migration_reads_as_its_version_wants_it(api: Api) -> None:
+    guest = await api.instance()
+    id_ = await a_migration(api, guest, status="migrating", number=77)
+    query = f"{HISTORY}?instance_uuid={guest.id}"
+    oldest = (await api.ask("GET", query, who="admin")).json()["migrations"][0]
+    assert set(oldest) == {
+        "id", "status", "instance_uuid", "source_compute", "source_node", "dest_compute", "dest_node", "dest_host",
+        "old_instance_type_id", "new_instance_type_id", "created_at", "updated_at",
+    }  # fmt: skip
+    assert (oldest["id"], oldest["source_compute"], oldest["dest_compute"]) == (77, api.host, "elsewhere")
+    newest = (await api.ask("GET", query, who="admin", version="2.80")).json()["migrations"][0]
+    assert (newest["uuid"], newest["migration_type"], newest["project_id"]) == (id_, "resize", api.project)
+    assert newest["links"][0]["href"].endswith(f"/v2.1/servers/{guest.id}/migrations/77")
+
+
+async def test_a_servers_move_under_way_shows_its_progress(api: Api) -> None:
+    guest = await api.instance(progress=25)
+    await a_migration(api, guest, status="migrating", number=78)
+    await a_migration(api, guest, status="confirmed")
+    at = f"/v2.1/servers/{guest.id}/migrations"
+    assert (await api.ask("GET", at, who="admin", version="2.22")).status_code == 404
+    (shown,) = (await api.ask("GET", at, who="admin", version="2.80")).json()["migrations"]
+    assert (shown["id"], shown["server_uuid"], shown["status"]) == (78, guest.id, "migrating")
+    assert (shown["disk_total_bytes"], shown["disk_processed_bytes"]) == (2**30, 2**28)
+    one = await api.ask("GET", f"{at}/78", who="admin", version="2.80")
+    assert one.json()["migration"] == shown
+    assert (await api.ask("GET", f"{at}/79", who="admin", version="2.80")).status_code == 404
