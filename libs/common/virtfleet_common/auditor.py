@@ -14,6 +14,7 @@ import structlog
 from virtfleet_common import telemetry
 from virtfleet_common.audit import Books, Difference, Kind, compare, confirmed
 from virtfleet_common.records import Holder, Host
+from virtfleet_common.settings import CommonSettings
 from virtfleet_common.store import Store
 
 log = structlog.get_logger()
@@ -54,6 +55,26 @@ async def audit(store: Store, *, grace: float = 5.0, is_mending: bool = True) ->
     _log(differences, mended)
     allocations = sum(len(host.allocations) for host in books.hosts)
     return AuditReport(len(books.hosts), allocations, len(books.holders), differences, mended)
+
+
+async def audit_database(settings: CommonSettings, *, grace: float, is_mending: bool = True) -> AuditReport:
+    """Audit the database that the settings name: what the command does. Raises StoreUnavailable."""
+    store = Store.connect(settings)
+    try:
+        return await audit(store, grace=grace, is_mending=is_mending)
+    finally:
+        store.close()
+
+
+def as_lines(report: AuditReport) -> list[str]:
+    """The report as people read it, one line for each difference."""
+    head = f"{report.hosts} hosts, {report.allocations} allocations, {report.instances} instances: "
+    told = [
+        f"{one.kind}{' (mended)' if one in report.mended else ''}: host {one.host}, claim {one.claim}, "
+        f"instance {one.instance_id}, {dict(one.facts)}"
+        for one in report.differences
+    ]
+    return [head + (f"{len(told)} differences" if told else "they agree"), *told]
 
 
 def _log(differences: Sequence[Difference], mended: Sequence[Difference]) -> None:

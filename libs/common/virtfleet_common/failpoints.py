@@ -2,7 +2,7 @@
 
 The variable names a folder. A file there, called as the point, is taken away and what it says is done, once:
 `kill` (SIGKILL to this process), `raise` (a RuntimeError), `hang` (block the calling thread for an hour, or until the
-test makes the file `<point>.release`).
+test makes the file `<point>.release`). `raise*3` is done three times.
 """
 
 import os
@@ -23,7 +23,10 @@ def reach(point: str) -> None:
         armed.rename(taken)
     except FileNotFoundError:
         return
-    match taken.read_text().strip():
+    what, _, times = taken.read_text().strip().partition("*")
+    if int(times or 1) > 1:
+        armed.write_text(f"{what}*{int(times) - 1}")
+    match what:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "hang":

@@ -117,7 +117,8 @@ def reselected(instance: Instance, action: ActionState, fault: Fault) -> Change:
     turn = moves.refused(move, instance.id) if move else moves.Turn({})
     excluded = [*action.notes.get("excluded", ()), move.destination if move else None]
     notes = {"excluded": excluded, "last_fault": fault.model_dump()}
-    again = HandOver("select_destination", None, turn.set, notes, turn.effects)
+    told = [*turn.effects, *_host_failed(action, move.destination if move else None)]
+    again = HandOver("select_destination", None, turn.set, notes, told)
     finished = effects.step_finished(
         action.id, action.step.seq, at=fault.created, result="Error", details=fault.message
     )
@@ -135,9 +136,18 @@ def rescheduled(instance: Instance, action: ActionState, fault: Fault) -> Change
         None,
         {"host": None, "claim": None},
         {"excluded": excluded, "last_fault": fault.model_dump()},
-        [effects.release(instance.id, instance.claim)] if instance.claim else [],
+        [*_given_back(instance), *_host_failed(action, instance.host)],
     )
     return handed_over(instance, action, again, [finished])
+
+
+def _given_back(instance: Instance) -> list[Effect]:
+    return [effects.release(instance.id, instance.claim)] if instance.claim else []
+
+
+def _host_failed(action: ActionState, host: str | None) -> list[Effect]:
+    """Placement is to prefer other hosts for a while."""
+    return [effects.host_failed(host, f"{action.id}:{action.step.seq}")] if host else []
 
 
 def failed(
@@ -153,7 +163,7 @@ def failed(
     told = lifecycle(instance, action.name, "error", after=after, request_id=action.id, fault=fault)
     given_back = []
     if "claim" in states and instance.claim:
-        given_back.append(effects.release(instance.id, instance.claim))
+        given_back += [*_given_back(instance), *_host_failed(action, instance.host)]
     return {
         "set": {"task_state": None, "fault": fault.model_dump(), **states},
         "end": True,
