@@ -17,9 +17,11 @@ RESULTS = Path("bench-results")
 def main() -> None:
     """Run the benchmarks on a fleet of their own."""
     console = Console(width=200)
-    with tempfile.TemporaryDirectory(prefix="virtfleet-bench-") as folder:
-        with LocalFleet(Path(folder), hosts=3, hypervisor="test") as fleet:
-            _write("reboot", asyncio.run(reboot.measure(fleet, console)))
+    with (
+        tempfile.TemporaryDirectory(prefix="virtfleet-bench-") as folder,
+        LocalFleet(Path(folder), hosts=3, hypervisor="test") as fleet,
+    ):
+        _write("reboot", asyncio.run(reboot.measure(fleet, console)))
 
 
 def _write(name: str, figures: dict[str, object]) -> None:

@@ -60,7 +60,16 @@ async def _one(fleet: LocalFleet, load: Load, instances: list[str], in_flight: i
 def _show(console: Console, results: list[dict[str, Any]], memory: dict[str, float], floor: float) -> None:
     table = Table(title="Hard reboots, three test:/// hosts, over HTTP, to the event of the end")
     parts = list(results[0]["cpu_ms_per_action"])
-    for name in ("in flight", "per second", "p50 ms", "p95 ms", "publishes", "writes", *(f"{p} ms" for p in parts), "sum ms"):
+    for name in (
+        "in flight",
+        "per second",
+        "p50 ms",
+        "p95 ms",
+        "publishes",
+        "writes",
+        *(f"{p} ms" for p in parts),
+        "sum ms",
+    ):
         table.add_column(name, justify="right")
     for row in results:
         cpu = row["cpu_ms_per_action"]

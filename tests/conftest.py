@@ -1,10 +1,59 @@
-"""What every test may ask for: a real broker and a real database, private to the run, started when first asked for."""
+"""What every test may ask for: a real broker, a real database, and whole fleets, started when first asked for."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+from virtfleet_compute_agent.hypervisor import orphans
 from virtfleet_local.broker import Broker
 from virtfleet_local.database import Database
+from virtfleet_local.fleet import LocalFleet
+from virtfleet_local.layout import HypervisorKind
+
+from tests.world import World
+
+IMPATIENT = {
+    "VIRTFLEET_HEARTBEAT_INTERVAL": "1",
+    "VIRTFLEET_STEP_ALLOWANCE": "3",
+    "VIRTFLEET_RENEW_INTERVAL": "0.5",
+    "VIRTFLEET_RESEND_INTERVAL": "0.3",
+    "VIRTFLEET_UNSENT_GRACE": "0.5",
+    "VIRTFLEET_HOST_UNKNOWN_AFTER": "60",
+    "VIRTFLEET_HOST_DOWN_AFTER": "120",
+    "VIRTFLEET_SOFT_REBOOT_TIMEOUT": "1.5",
+    "VIRTFLEET_SOFT_REBOOT_RETRY": "0.5",
+    "VIRTFLEET_SHUTDOWN_TIMEOUT": "1",
+    "VIRTFLEET_SHUTDOWN_RETRY": "0.5",
+}
+TWICE = {"VIRTFLEET_DUPLICATE_MESSAGES": "1"}
+# Deliveries that an agent holds are delivered whatever becomes of the broker: so that there is something to lose.
+FEW_AT_A_TIME = {"VIRTFLEET_PREFETCH": "4", "VIRTFLEET_LIBVIRT_TIMEOUT": "3", "VIRTFLEET_LIBVIRT_WORKERS": "2"}
+# Time for a guest that has an operating system to shut down by itself, under emulation on a busy machine.
+CIVIL = {
+    "VIRTFLEET_SOFT_REBOOT_TIMEOUT": "8",
+    "VIRTFLEET_SOFT_REBOOT_RETRY": "2",
+    "VIRTFLEET_SHUTDOWN_TIMEOUT": "8",
+    "VIRTFLEET_SHUTDOWN_RETRY": "2",
+}
+FLEETS = ("qemu_fleet", "echoing_fleet", "qemu_pair", "simulated_fleet", "echoing_simulation")
+
+
+def pytest_configure() -> None:
+    """Guests outlive the agents that the tests kill: they are the run's to bury."""
+    orphans.adopt()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run side by side (`-n 2 --dist loadgroup`), tests of one fleet stay together; so do those of one file."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
+def _group(item: pytest.Item) -> str:
+    params = getattr(item, "callspec", None)
+    asked = [*(params.params.values() if params else ()), *getattr(item, "fixturenames", ())]
+    return next((fleet for fleet in asked if fleet in FLEETS), item.path.stem)
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +80,79 @@ def mongodb_url(database: Database) -> str:
 def amqp_url(broker: Broker) -> str:
     """The services' address of the run's broker."""
     return broker.url
+
+
+# Fleets of real processes that tests may hurt, quick to notice that something stands still.
+
+
+@contextmanager
+def brittle(folder: Path, hosts: int, hypervisor: HypervisorKind, **more: str) -> Iterator[LocalFleet]:
+    """A fleet whose failpoints lie in its `failpoints` folder."""
+    failpoints = folder / "failpoints"
+    failpoints.mkdir()
+    env = {"*": {**IMPATIENT, **more, "VIRTFLEET_FAILPOINTS": str(failpoints)}}
+    with LocalFleet(folder, hosts=hosts, hypervisor=hypervisor, env=env) as fleet:
+        yield fleet
+
+
+@pytest.fixture(scope="session")
+def qemu_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
+    """One QEMU host; nothing is sent twice."""
+    with brittle(tmp_path_factory.mktemp("fleet"), 1, "qemu") as fleet:
+        yield fleet
+
+
+@pytest.fixture(scope="session")
+def echoing_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
+    """One QEMU host, and every command message goes out twice."""
+    with brittle(tmp_path_factory.mktemp("echo"), 1, "qemu", **TWICE) as fleet:
+        yield fleet
+
+
+@pytest.fixture(scope="session")
+def qemu_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
+    """Two QEMU hosts whose guests are given the time to shut down."""
+    with brittle(tmp_path_factory.mktemp("pair"), 2, "qemu", **CIVIL) as fleet:
+        yield fleet
+
+
+@pytest.fixture(scope="session")
+def simulated_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
+    """Two hosts on libvirt's test driver."""
+    with brittle(tmp_path_factory.mktemp("simulated"), 2, "test", **FEW_AT_A_TIME) as fleet:
+        yield fleet
+
+
+@pytest.fixture(scope="session")
+def echoing_simulation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
+    """Two hosts on libvirt's test driver, and every command message goes out twice."""
+    with brittle(tmp_path_factory.mktemp("simulated-echo"), 2, "test", **FEW_AT_A_TIME, **TWICE) as fleet:
+        yield fleet
+
+
+@pytest.fixture(params=["qemu_fleet", "echoing_fleet"])
+async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    """The one-host fleet as a program sees it: messages once, and messages twice."""
+    async with World(request.getfixturevalue(request.param)) as found:
+        yield found
+
+
+@pytest.fixture(params=["simulated_fleet", "echoing_simulation"])
+async def crowd(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    """The simulated fleet as a program sees it: messages once, and messages twice."""
+    async with World(request.getfixturevalue(request.param)) as found:
+        yield found
+
+
+@pytest.fixture
+async def simulation(simulated_fleet: LocalFleet) -> AsyncIterator[World]:
+    """The simulated fleet as a program sees it."""
+    async with World(simulated_fleet) as found:
+        yield found
+
+
+@pytest.fixture
+async def pair(qemu_pair: LocalFleet) -> AsyncIterator[World]:
+    """The two QEMU hosts as a program sees them."""
+    async with World(qemu_pair) as found:
+        yield found

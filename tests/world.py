@@ -1,14 +1,16 @@
 """What tests say and see of a running fleet: commands, events, records, guests, and how processes die."""
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Self
 
+import httpx
 import psutil  # type: ignore[import-untyped]
 from virtfleet_common.client import FleetClient, FleetEvent
-from virtfleet_common.messages import Command, CreateInstance, DeleteInstance, UnlockInstance
+from virtfleet_common.errors import NotFound
+from virtfleet_common.messages import CreateInstance, DeleteInstance, UnlockInstance
 from virtfleet_common.records import ActionRecord, Host, Instance
 from virtfleet_common.settings import CommonSettings
 from virtfleet_common.states import VmState
@@ -16,39 +18,67 @@ from virtfleet_common.store import InstanceQuery, Store
 from virtfleet_local import hosts as machines
 from virtfleet_local.fleet import LocalFleet
 
-DEADLINE = 60.0
+DEADLINE = 30.0
 """Seconds a test waits for what must happen; only a failure takes so long."""
 
 
 class World:
     """One fleet, seen by a member's program and by the tests' own look into the database."""
 
-    def __init__(self, fleet: LocalFleet, failpoints: Path) -> None:
+    def __init__(self, fleet: LocalFleet) -> None:
         self.fleet = fleet
-        self.failpoints = failpoints
+        self.failpoints = fleet.data / "failpoints"
         self.store = Store.connect(CommonSettings(mongodb_url=fleet.file.mongodb_url))
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
+        for old in self.failpoints.iterdir():
+            old.unlink(missing_ok=True)
         self.client = await self._stack.enter_async_context(FleetClient(self.fleet.file.member_amqp_url))
+        self.http = await self._stack.enter_async_context(
+            httpx.AsyncClient(base_url=self.fleet.file.api_url, timeout=DEADLINE, trust_env=False)
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for armed in self.failpoints.iterdir():
-            armed.unlink(missing_ok=True)
         try:
+            await self._mend()
             await self._delete_all()
         finally:
             await self._stack.aclose()
             self.store.close()
 
+    async def _mend(self) -> None:
+        """Whatever a test that failed half way has left broken, the next one finds whole."""
+        for laid in self.failpoints.iterdir():
+            if laid.suffix == ".taken":
+                self.release(laid.name.rsplit(".", 2)[0])
+            elif laid.suffix != ".release":
+                laid.unlink(missing_ok=True)
+        await asyncio.to_thread(self.fleet.database.start)
+        await asyncio.to_thread(self.fleet.broker.start)
+        for service in self.fleet.services():
+            self.fleet.process(service.name).signal(signal.SIGCONT)
+            self.fleet.start_service(service.name, wait=False)
+
     async def _delete_all(self) -> None:
+        for instance in await self.store.instances.find(InstanceQuery()):
+            with suppress(NotFound):  # just deleted
+                await self.client.command(DeleteInstance(instance_id=instance.id), timeout=DEADLINE)
         async for _ in polling("every instance to be deleted"):
-            left = await self.store.instances.find(InstanceQuery())
-            for instance in left:
-                await self.client.command(DeleteInstance(instance_id=instance.id))
-            if not left:
+            if not await self.store.instances.find(InstanceQuery()):
                 return
+
+    async def ask(self, method: str, path: str, body: Any = None, who: str = "member", **more: Any) -> httpx.Response:
+        """One request over HTTP, as `member`, `other` (of another project), `admin`, or nobody ("")."""
+        known = self.fleet.file
+        tokens = {"member": known.member_token, "other": known.other_member_token, "admin": known.token}
+        headers = {"X-Auth-Token": tokens[who]} if who else {}
+        return await self.http.request(method, path, json=body, headers={**headers, **more.pop("headers", {})}, **more)
+
+    async def act(self, instance_id: str, body: Any, who: str = "member") -> httpx.Response:
+        """One action over HTTP."""
+        return await self.ask("POST", f"/v2.1/servers/{instance_id}/action", body, who)
 
     async def create(self, name: str = "guest", **more: Any) -> Instance:
         """A guest without image or network, created and active."""
@@ -83,9 +113,15 @@ class World:
         """Lay down a failure."""
         (self.failpoints / point).write_text(what)
 
-    def is_taken(self, point: str) -> bool:
-        """Whether a failure that was laid down was met."""
-        return not (self.failpoints / point).exists()
+    async def taken(self, point: str) -> None:
+        """Wait until a failure that was laid down was met."""
+        async for _ in polling(f"{point} to be reached", every=0.01):
+            if not (self.failpoints / point).exists():
+                return
+
+    def release(self, point: str) -> None:
+        """Let what hangs at a point go on."""
+        (self.failpoints / f"{point}.release").touch()
 
     def guests(self, instance_id: str) -> dict[int, psutil.Process]:
         """The QEMU processes of an instance, by pid, on any host."""
@@ -100,12 +136,21 @@ class World:
 
     async def death_of(self, service: str, do: Callable[[], Any]) -> Any:
         """Do something, and return its result when the service has died of it."""
-        pid = self.fleet.process(service).pid
-        assert pid is not None
-        process = psutil.Process(pid)
-        result = await do()
+        async with self.death(service):
+            return await do()
+
+    @asynccontextmanager
+    async def death(self, service: str) -> AsyncIterator[None]:
+        """What is begun in this context kills the service; it is dead when the context is left."""
+        process = self.process(service)
+        yield
         await asyncio.wait_for(asyncio.to_thread(process.wait), DEADLINE)
-        return result
+
+    def process(self, service: str) -> psutil.Process:
+        """The process of a service that runs."""
+        pid = self.fleet.process(service).pid
+        assert pid is not None, f"{service} does not run"
+        return psutil.Process(pid)
 
 
 class Story:
