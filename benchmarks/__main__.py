@@ -10,7 +10,7 @@ from rich.console import Console
 from virtfleet_local.database import Database
 from virtfleet_local.fleet import LocalFleet
 
-from benchmarks import placement, reboot
+from benchmarks import placement, reboot, resize
 
 RESULTS = Path("bench-results")
 
@@ -23,6 +23,7 @@ def main() -> None:
             _write("placement", asyncio.run(placement.measure(database.url, console)))
         with LocalFleet(Path(folder), hosts=3, hypervisor="test") as fleet:
             _write("reboot", asyncio.run(reboot.measure(fleet, console)))
+            _write("resize", asyncio.run(resize.measure(fleet, console)))
 
 
 def _write(name: str, figures: dict[str, object]) -> None:

@@ -9,7 +9,9 @@ from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import WriteConcern
 
 
-async def bare_loop(amqp_url: str, mongodb_url: str, *, publishes: int, writes: int, in_flight: int, total: int) -> float:
+async def bare_loop(
+    amqp_url: str, mongodb_url: str, *, publishes: int, writes: int, in_flight: int, total: int
+) -> float:
     """Rounds per second of `writes` majority writes to one document and `publishes` confirmed publishes to a quorum
     queue, `in_flight` rounds at once, in one process."""
     client: AsyncIOMotorClient[dict[str, object]] = AsyncIOMotorClient(mongodb_url)

@@ -2,16 +2,20 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from statistics import median, quantiles
+from typing import Any
 
-import httpx
 from virtfleet_common.client import FleetClient, FleetEvent
 from virtfleet_local.layout import FleetFile
 
+from benchmarks.http import Answer, Connection, parsed
+
 _DEADLINE = 120.0
+Bodies = Callable[[int], list[dict[str, Any]]]
+"""The actions of a round, by its number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +43,10 @@ class Run:
 
 
 class Load:
-    """One client with its event subscription."""
+    """One client with its event subscription; every worker has a connection of its own."""
 
-    def __init__(self, http: httpx.AsyncClient) -> None:
-        self._http = http
+    def __init__(self, fleet: FleetFile) -> None:
+        self._fleet = fleet
         self._ends: dict[str, asyncio.Future[FleetEvent]] = {}
         self._early: dict[str, FleetEvent] = {}
 
@@ -50,19 +54,20 @@ class Load:
     @asynccontextmanager
     async def on(cls, fleet: FleetFile) -> AsyncIterator["Load"]:
         """A client of a running fleet."""
-        headers = {"X-Auth-Token": fleet.token, "OpenStack-API-Version": "compute 2.87"}
-        limits = httpx.Limits(max_connections=200, max_keepalive_connections=200)
         async with (
-            httpx.AsyncClient(base_url=f"{fleet.api_url}/v2.1", headers=headers, limits=limits, timeout=60) as http,
             FleetClient(fleet.amqp_url) as client,
             client.subscribed("instance.*.end.*", "instance.*.error.*") as events,
         ):
-            load = cls(http)
+            load = cls(fleet)
             reading = asyncio.create_task(load._read(events))
             try:
                 yield load
             finally:
                 reading.cancel()
+
+    def _connection(self) -> Connection:
+        headers = {"X-Auth-Token": self._fleet.token, "OpenStack-API-Version": "compute 2.87"}
+        return Connection(f"{self._fleet.api_url}/v2.1", headers)
 
     async def _read(self, events: AsyncIterator[FleetEvent]) -> None:
         async for event in events:
@@ -74,23 +79,17 @@ class Load:
 
     async def create(self, count: int) -> list[str]:
         """Create instances, one request each; returns their ids once they are active."""
-        async def one(number: int) -> str:
-            server = {"name": f"bench-{number}", "flavorRef": "1", "networks": "none"}
-            response = await self._http.post("/servers", json={"server": server})
-            await self._end(response)
-            return str(response.json()["server"]["id"])
+        async with self._connection() as api:
+            return [await self._create_one(api, number) for number in range(count)]
 
-        return [await one(number) for number in range(count)]
+    async def _create_one(self, api: Connection, number: int) -> str:
+        server = {"name": f"bench-{number}", "flavorRef": "1", "networks": "none"}
+        answer = await api.post("/servers", {"server": server})
+        await self._end(answer)
+        return str(parsed(answer)["server"]["id"])
 
-    async def act(self, instance_id: str, body: dict[str, object]) -> float:
-        """One action, from the request to its end. Returns the seconds it took."""
-        began = time.perf_counter()
-        await self._end(await self._http.post(f"/servers/{instance_id}/action", json=body))
-        return time.perf_counter() - began
-
-    async def _end(self, response: httpx.Response) -> None:
-        response.raise_for_status()
-        request_id = response.headers["x-openstack-request-id"]
+    async def _end(self, answer: Answer) -> None:
+        request_id = answer.headers["x-openstack-request-id"]
         event = self._early.pop(request_id, None)
         if event is None:
             waiting = self._ends[request_id] = asyncio.get_running_loop().create_future()
@@ -98,13 +97,18 @@ class Load:
         if event.data["phase"] != "end":
             raise RuntimeError(f"an action failed under load: {event.data['fault']}")
 
-    async def repeat(self, instances: list[str], in_flight: int, total: int, body: dict[str, object]) -> Run:
-        """`total` actions, `in_flight` at once, each worker on an instance of its own."""
+    async def repeat(self, instances: list[str], in_flight: int, total: int, bodies: Bodies) -> Run:
+        """`total` rounds, `in_flight` at once, each worker on an instance of its own; a round is the actions that
+        `bodies` names for its number, one after the other."""
         latencies: list[float] = []
 
         async def worker(instance_id: str) -> None:
-            for _ in range(total // in_flight):
-                latencies.append(await self.act(instance_id, body))
+            async with self._connection() as api:
+                for number in range(total // in_flight):
+                    asked = time.perf_counter()
+                    for body in bodies(number):
+                        await self._end(await api.post(f"/servers/{instance_id}/action", body))
+                    latencies.append(time.perf_counter() - asked)
 
         began = time.perf_counter()
         await asyncio.gather(*(worker(instance) for instance in instances[:in_flight]))

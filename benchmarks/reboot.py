@@ -10,15 +10,18 @@ from benchmarks import meters
 from benchmarks.floor import bare_loop
 from benchmarks.load import Load, Run
 
-HARD = {"reboot": {"type": "HARD"}}
 LOADS = ((1, 100), (32, 1600), (100, 3000))
+
+
+def _hard(_: int) -> list[dict[str, Any]]:
+    return [{"reboot": {"type": "HARD"}}]
 
 
 async def measure(fleet: LocalFleet, console: Console) -> dict[str, Any]:
     """Run every load on one fleet, then the floor on its broker and database."""
     async with Load.on(fleet.file) as load:
         instances = await load.create(max(in_flight for in_flight, _ in LOADS))
-        await load.repeat(instances, 32, 320, HARD)  # warm
+        await load.repeat(instances, 32, 320, _hard)  # warm
         results = [await _one(fleet, load, instances, in_flight, total) for in_flight, total in LOADS]
     memory = meters.memory_mib(fleet)
     last = results[-1]
@@ -41,7 +44,7 @@ async def measure(fleet: LocalFleet, console: Console) -> dict[str, Any]:
 
 async def _one(fleet: LocalFleet, load: Load, instances: list[str], in_flight: int, total: int) -> dict[str, Any]:
     spent, counted = meters.cpu_seconds(fleet), meters.counted(fleet)
-    run: Run = await load.repeat(instances, in_flight, total, HARD)
+    run: Run = await load.repeat(instances, in_flight, total, _hard)
     done = len(run.latencies)
     cpu = meters.difference(spent, meters.cpu_seconds(fleet), done)
     counts = meters.difference(counted, meters.counted(fleet), done)
@@ -60,7 +63,16 @@ async def _one(fleet: LocalFleet, load: Load, instances: list[str], in_flight: i
 def _show(console: Console, results: list[dict[str, Any]], memory: dict[str, float], floor: float) -> None:
     table = Table(title="Hard reboots, three test:/// hosts, over HTTP, to the event of the end")
     parts = list(results[0]["cpu_ms_per_action"])
-    for name in ("in flight", "per second", "p50 ms", "p95 ms", "publishes", "writes", *(f"{p} ms" for p in parts), "sum ms"):
+    for name in (
+        "in flight",
+        "per second",
+        "p50 ms",
+        "p95 ms",
+        "publishes",
+        "writes",
+        *(f"{p} ms" for p in parts),
+        "sum ms",
+    ):
         table.add_column(name, justify="right")
     for row in results:
         cpu = row["cpu_ms_per_action"]

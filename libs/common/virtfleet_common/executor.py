@@ -158,6 +158,7 @@ class StepExecutor:
         self._stamp = stamp
         self._is_only_one = is_only_one
         self._runs: dict[str, tuple[StepRun, asyncio.Task[None]]] = {}
+        self._claiming: set[tuple[str, int]] = set()
 
     async def take(self, delivery: Delivery) -> None:
         """The consumer's handler: claim the step of a wake-up, acknowledge, and start to work."""
@@ -165,6 +166,17 @@ class StepExecutor:
         spec = STEPS.get(wake_up.step)
         if spec is None or spec.name not in self._handlers:
             raise BadMessage(f"{self.name} knows no step {wake_up.step!r}")
+        key = wake_up.action_id, wake_up.seq
+        if key in self._claiming:  # a copy, as fast as the first: it must not take for dead whom it cannot see yet
+            await delivery.settler.ack()
+            return
+        self._claiming.add(key)
+        try:
+            await self._claim_and_start(wake_up, spec, delivery)
+        finally:
+            self._claiming.discard(key)
+
+    async def _claim_and_start(self, wake_up: PerformStep, spec: StepSpec, delivery: Delivery) -> None:
         reach(f"{spec.name}.before_claim")
         started = effects.step_started(
             wake_up.action_id, wake_up.seq, name=spec.record, host=self.host, at=datetime.now(UTC)

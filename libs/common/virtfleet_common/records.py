@@ -365,8 +365,8 @@ class QuotaShift(Record):
 
 
 class ProjectQuota(Record):
-    """What a project may use (`limits`: its own, where they differ from the fleet's) and what it uses. `pending` are the
-    changes under way, by holder: at rest there are none, and `used` is the sum over the project's holders."""
+    """What a project may use (`limits`: its own, where they differ from the fleet's) and what it uses. `pending` are
+    the changes under way, by holder: at rest there are none, and `used` is the sum over the project's holders."""
 
     id: str = Field(alias="_id")
     limits: Mapping[str, int] = {}

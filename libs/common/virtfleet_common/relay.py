@@ -14,6 +14,7 @@ import structlog
 from virtfleet_common.bus import COMMANDS, EVENTS, Bus, Outgoing
 from virtfleet_common.effects import Effect
 from virtfleet_common.errors import Faulty
+from virtfleet_common.failpoints import reach
 from virtfleet_common.messages import DoCleanups, PerformStep
 from virtfleet_common.records import Cleanup, Instance
 from virtfleet_common.store import Delivered, Store
@@ -22,12 +23,13 @@ log = structlog.get_logger()
 
 
 class Relay:
-    """The way every service writes instances. `source` names the service in what it publishes."""
+    """The way every service writes instances. `source` names the service in what it publishes, and its failpoints."""
 
     def __init__(self, store: Store, bus: Bus, source: str) -> None:
         self._store = store
         self._bus = bus
         self._source = source
+        self._points = source.removeprefix("virtfleet/")
         self._deliveries: set[asyncio.Task[None]] = set()
 
     async def commit(
@@ -65,6 +67,7 @@ class Relay:
             await asyncio.wait(set(self._deliveries), timeout=timeout)
 
     async def _start(self, written: Instance, effects: Sequence[Mapping[str, Any]], wait: float) -> None:
+        reach(f"{self._points}.after_commit")
         task = asyncio.create_task(self.deliver(written, effects))
         self._deliveries.add(task)
         task.add_done_callback(self._deliveries.discard)
@@ -80,6 +83,7 @@ class Relay:
         )
         done = [id_ for (_, ids), ok in zip(grouped, outcomes, strict=True) if ok for id_ in ids]
         action = written.action if sent else None
+        reach(f"{self._points}.before_mark")
         delivered = Delivered(written.id, done, action.id if action else None, action.step.seq if action else None)
         try:
             await self._store.instances.mark_delivered(delivered)
@@ -97,7 +101,9 @@ class Relay:
             COMMANDS, step.target, f"virtfleet.step.{step.name}", wake_up, self._source,
             subject=instance.id, trace_id=action.trace_id, mandatory=True,
         )  # fmt: skip
-        return await self._published(message)
+        is_sent = await self._published(message)
+        reach(f"{self._points}.after_send")
+        return is_sent
 
     async def _send_unsent(self, written: Instance) -> bool:
         return _is_unsent(written) and await self.send_step(written)

@@ -124,6 +124,8 @@ class PowerSyncSettings(CommonSettings):
     mass_loss_fraction: float = Field(0.5, description="more hosts than this lost together: our own network is suspect")
     confirm_interval: float = Field(5.0, description="how often overdue confirmations are looked for")
     missing_confirmations: int = 3
+    quota_audit_interval: float = Field(600.0, description="how often the quotas are compared with the instances")
+    quota_audit_patience: float = Field(300.0, description="what changed within so long is left alone by that audit")
     host_write_interval: float = Field(0.2, description="heartbeats are gathered for so long into one bulk write")
     audit_interval: float = Field(300.0, description="how often the claims on hosts are compared with the instances")
     audit_grace: float = Field(10.0, description="a difference counts when it is still there after so long")

@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import shutil
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,7 +32,15 @@ class Broker:
         self.folder = folder
         self.process = ManagedProcess("rabbitmq", folder)
         self._names = ManagedProcess("epmd", folder)
-        self._known = self._recall()
+
+    @cached_property
+    def _known(self) -> dict[str, Any]:
+        """Ports and passwords, made when they are first asked for."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / "broker.json"
+        if not file.exists():
+            self._remember(_new_ports() | {"passwords": {user: secrets.token_urlsafe(18) for user in _USERS}})
+        return dict(json.loads(file.read_text()))
 
     @property
     def port(self) -> int:
@@ -86,13 +95,6 @@ class Broker:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _recall(self) -> dict[str, Any]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.folder / "broker.json"
-        if not file.exists():
-            self._remember(_new_ports() | {"passwords": {user: secrets.token_urlsafe(18) for user in _USERS}})
-        return dict(json.loads(file.read_text()))
-
     def _remember(self, known: dict[str, Any]) -> None:
         file = self.folder / "broker.json"
         file.touch(mode=0o600)
@@ -102,7 +104,7 @@ class Broker:
         """A port that somebody else took while the broker was stopped is exchanged, and the others with it."""
         self._names.stop()
         if not all(is_free(self._known[name]) for name in _PORTS):
-            self._known |= _new_ports()
+            self._known.update(_new_ports())
             self._remember(self._known)
 
     def _write_configuration(self) -> None:
@@ -197,4 +199,4 @@ def _server() -> Path:
         return _SERVER
     if found := shutil.which("rabbitmq-server"):
         return Path(found)
-    raise StartError("no RabbitMQ on this machine: install rabbitmq-server")
+    raise StartError("There is no RabbitMQ on this machine: install rabbitmq-server, or run `make setup`.")

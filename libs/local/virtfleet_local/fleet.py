@@ -74,7 +74,7 @@ class LocalFleet:
     def running(self) -> Self:
         """This fleet, if one was started here. Raises StartError otherwise."""
         if FleetFile.read(self._path) is None:
-            raise StartError(f"no fleet runs from {self.data}: start one with `virtfleet up`")
+            raise StartError(f"No fleet runs from {self.data}: start one with `virtfleet up`.")
         return self
 
     def up(self, report: Report = lambda _: None) -> None:
@@ -224,12 +224,12 @@ class LocalFleet:
     def _service(self, name: str) -> Service:
         known = {service.name: service for service in self.services()}
         if name not in known:
-            raise NoSuchPartError(f"no service is called {name!r}: there are {', '.join(known)}")
+            raise NoSuchPartError(f"No service is called {name!r}: there are {', '.join(known)}.")
         return known[name]
 
     def _host(self, name: str) -> Service:
         if name not in self.file.hosts:
-            raise NoSuchPartError(f"no host is called {name!r}: there are {', '.join(self.file.hosts)}")
+            raise NoSuchPartError(f"No host is called {name!r}: there are {', '.join(self.file.hosts)}.")
         return self._service(name)
 
     @contextmanager

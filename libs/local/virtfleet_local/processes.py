@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_LOOK_AGAIN = 0.02
 
 
 class StartError(RuntimeError):
@@ -95,7 +96,7 @@ class ManagedProcess:
                 raise StartError(f"{self.name} ended while starting. The end of {self.log_file}:\n{self.tail()}")
             if time.monotonic() > deadline:
                 raise StartError(
-                    f"{self.name} not ready in {timeout:.0f} s. The end of {self.log_file}:\n{self.tail()}"
+                    f"{self.name} was not ready in {timeout:.0f} s. The end of {self.log_file}:\n{self.tail()}"
                 )
             time.sleep(every)
 
@@ -109,7 +110,7 @@ class ManagedProcess:
             known = json.loads(self.pid_file.read_text())
             process = psutil.Process(known["pid"])
             is_same = known == _identity(process.pid)
-            return process if is_same and process.status() != psutil.STATUS_ZOMBIE else None
+            return process if is_same and not has_ended(process) else None
         except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
             return None
 
@@ -119,9 +120,35 @@ def end(processes: Iterable[psutil.Process], timeout: float) -> None:
     alive = list(processes)
     if timeout:
         _signal_all(alive, signal.SIGTERM)
-        _, alive = psutil.wait_procs(alive, timeout)
+        alive = _wait_for(alive, timeout)
     _signal_all(alive, signal.SIGKILL)
-    psutil.wait_procs(alive, 5)
+    _wait_for(alive, 5)
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Whether a process does and holds nothing any more.
+
+    A zombie has ended: if it is our child it is buried here, and else by its parent, which may take its time (the first
+    process of a container may look only every few seconds), so that waiting for the pid to vanish would be too much.
+    But while other threads of a zombie still end, its ports are taken and its files locked.
+    """
+    try:
+        process.wait(0)
+    except psutil.TimeoutExpired:
+        with suppress(psutil.NoSuchProcess, FileNotFoundError):
+            is_zombie = process.status() == psutil.STATUS_ZOMBIE
+            return bool(is_zombie) and len(os.listdir(f"/proc/{process.pid}/task")) <= 1
+    return True
+
+
+def _wait_for(processes: Iterable[psutil.Process], timeout: float) -> list[psutil.Process]:
+    """Wait until all have ended, `timeout` seconds at the most. Returns those that have not."""
+    deadline = time.monotonic() + timeout
+    alive = [process for process in processes if not has_ended(process)]
+    while alive and time.monotonic() < deadline:
+        time.sleep(_LOOK_AGAIN)
+        alive = [process for process in alive if not has_ended(process)]
+    return alive
 
 
 def processes_naming(folder: Path) -> list[psutil.Process]:
@@ -142,7 +169,7 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
             return ports
         if is_free(port, host):
             ports.append(port)
-    raise StartError(f"no {count} free ports on {host}")
+    raise StartError(f"There are no {count} free ports on {host}.")
 
 
 def is_listening(port: int, host: str = "127.0.0.1") -> bool:

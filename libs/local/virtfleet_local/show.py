@@ -1,8 +1,10 @@
 """What the `virtfleet` command shows: processes, hosts, and events as they happen."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
+from types import NoneType
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
@@ -10,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from virtfleet_common.client import FleetClient, FleetEvent
 from virtfleet_common.errors import BusUnavailable, Refused
+from virtfleet_common.states import PowerState
 
 from virtfleet_local.fleet import DATABASE_NAME, LocalFleet
 from virtfleet_local.processes import ManagedProcess
@@ -42,26 +45,48 @@ def hosts_table(fleet: LocalFleet) -> Table:
 
 async def events_of(amqp_url: str, pattern: str) -> AsyncIterator[Text]:
     """One line for each event that matches, for ever: a broker that went away is waited for."""
+    _quieten_the_library()
+    is_lost = False
     while True:
         try:
-            async with FleetClient(amqp_url) as client:
-                async for event in client.events(pattern):
-                    yield _line(event)
+            async with FleetClient(amqp_url) as client, client.subscribed(pattern) as events:
+                if is_lost:
+                    yield Text("-- the broker is back", "yellow")
+                is_lost = False
+                async for event in events:
+                    yield line_of(event)
         except (BusUnavailable, Refused) as lost:
             # Refused as well: a wiped broker has no exchange until a service has declared it again.
-            yield Text(f"-- {lost}; trying again", "yellow")
+            if not is_lost:
+                yield Text(f"-- {lost}. Waiting for the broker", "yellow")
+            is_lost = True
             await asyncio.sleep(_RETRY_DELAY)
 
 
-def _line(event: FleetEvent) -> Text:
+def line_of(event: FleetEvent) -> Text:
+    """An event in one line: when, what, to whom, and what came of it."""
     when = (event.time or datetime.now(UTC)).astimezone().strftime("%H:%M:%S.%f")[:-3]
     style = "red" if ".error." in event.key else "green" if ".end." in event.key else ""
-    facts = " ".join(f"{name}={value}" for name, value in event.data.items() if _is_telling(value))
+    facts = _of_instance(event.data) if "after" in event.data and "name" in event.data else _of_others(event.data)
     return Text.assemble((when, "dim"), " ", (event.key, style), " ", (facts, "dim"))
 
 
-def _is_telling(value: Any) -> bool:
-    return value is not None and not isinstance(value, dict | list)
+def _of_instance(data: Mapping[str, Any]) -> str:
+    after, fault = data["after"], data.get("fault")
+    where = f" on {data['host']}" if data.get("host") else ""
+    why = f": {fault['message']}" if fault else ""
+    power = PowerState(after["power_state"]).name.lower()
+    return f"{data['name']}{where} is {after['vm_state']}, {after['task_state'] or 'idle'}, {power}{why}"
+
+
+def _of_others(data: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in data.items() if not isinstance(value, dict | list | NoneType))
+
+
+def _quieten_the_library() -> None:
+    """The AMQP library logs a traceback for every lost connection; here the loss is told in one line."""
+    for name in ("aiormq", "aio_pika"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def _vital_signs(process: ManagedProcess, *, is_serving: bool) -> tuple[str, str, str]:

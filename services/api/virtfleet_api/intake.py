@@ -13,6 +13,7 @@ import structlog
 from virtfleet_common.bus import COMMANDS as EXCHANGE
 from virtfleet_common.bus import DIRECT, Bus, Delivery, Outgoing, QueueSpec
 from virtfleet_common.errors import BadMessage, Faulty, Refused, Unauthorized
+from virtfleet_common.failpoints import reach
 from virtfleet_common.messages import (
     COMMANDS,
     Command,
@@ -68,6 +69,7 @@ class Intake:
             await self._answer(delivery, self._reply(delivery.key, rejected))
             raise
         await self._answer(delivery, await self._first_answer(delivery, command, message_id))
+        reach("intake.before_ack")
         await delivery.settler.ack()
 
     def _read(self, delivery: Delivery) -> tuple[Command, str]:
@@ -82,6 +84,7 @@ class Intake:
         if kept is not None:
             return kept
         answer = await self._decide(delivery, command, message_id)
+        reach("intake.before_keep")
         if await self._store.replies.add(answer):
             return answer
         return await self._store.replies.get(message_id) or answer

@@ -10,6 +10,7 @@ from virtfleet_common.settings import PowerSyncSettings
 from virtfleet_power_sync.books import ClaimAudit
 from virtfleet_power_sync.liveness import Liveness, SeenHosts
 from virtfleet_power_sync.overdue import Overdue
+from virtfleet_power_sync.quotas import QuotaKeeper
 from virtfleet_power_sync.sync import PowerSync
 
 _REPORTS_KEPT = 60.0
@@ -32,6 +33,7 @@ async def serve(settings: PowerSyncSettings) -> None:
         overdue = Overdue(base.store, base.relay, clock, settings)
         books = ClaimAudit(base.store, settings)
         liveness = Liveness(base.store, base.bus, clock, settings)
+        quotas = QuotaKeeper(base.store, settings)
         async with base.bus.consume(REPORTS, sync.take):
             await until_stopped(
                 repeat(settings.host_write_interval, seen.write),
@@ -39,6 +41,7 @@ async def serve(settings: PowerSyncSettings) -> None:
                 repeat(settings.audit_interval, books.check),
                 repeat(settings.resend_interval, overdue.deliver_unsent),
                 repeat(settings.resend_interval, overdue.send_again),
+                repeat(settings.quota_audit_interval, quotas.check),
                 repeat(settings.confirm_interval, overdue.confirm_due),
             )
 

@@ -1,14 +1,23 @@
 """Quotas and limits: what is refused, what is counted, and what is shown."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
+from virtfleet_api.accept import Acceptor
+from virtfleet_api.create import CreateRequest
+from virtfleet_api.identity import Identity
+from virtfleet_common import failpoints
+from virtfleet_common.clock import SystemClock
+from virtfleet_common.quota_audit import QuotaAudit
 from virtfleet_common.records import Flavor
+from virtfleet_common.relay import Relay
+from virtfleet_common.settings import ApiSettings
 from virtfleet_common.states import HostState
 from virtfleet_common.store import Store
 
-from .api import Api, error_of, new_server
+from .api import Api, Deaf, error_of, new_server
 
 
 async def limit(api: Api, **limits: int) -> None:
@@ -117,6 +126,29 @@ async def test_a_server_deleted_with_its_lost_host_is_no_longer_counted(api: Api
     guest = await api.instance()
     await store.hosts.set_fields(api.host, {"state": HostState.DOWN})
     assert (await api.ask("DELETE", f"/v2.1/servers/{guest.id}")).status_code == 204
+    assert await usage(api) == (0, 0, 0)
+
+
+async def test_a_create_that_died_half_way_is_taken_back_by_the_audit(
+    api: Api, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failpoints, "_FOLDER", str(tmp_path))
+    (tmp_path / "create.reserved").write_text("raise")
+    assert (await api.ask("POST", "/v2.1/servers", new_server(api, min_count=2))).status_code == 500
+    assert await usage(api) == (2, 2, 128)
+    found = await QuotaAudit(store, patience=0).audit(api.project)
+    assert len(found.gone) == 2
+    assert await usage(api) == (0, 0, 0)
+
+
+async def test_a_late_copy_of_a_create_counts_nothing(api: Api, store: Store) -> None:
+    who, request = Identity("u", api.project, frozenset({"member"})), CreateRequest("twice", api.flavor.id)
+    acceptor = Acceptor(store, Relay(store, Deaf(), "test"), SystemClock(), ApiSettings())
+    copies = await asyncio.gather(*(acceptor.create(who, request, action_id="req-1") for _ in range(3)))
+    assert len({made.id for (made,) in copies}) == 1
+    assert await usage(api) == (1, 1, 64)
+    assert (await api.ask("DELETE", f"/v2.1/servers/{copies[0][0].id}")).status_code == 204
+    await acceptor.create(who, request, action_id="req-1")
     assert await usage(api) == (0, 0, 0)
 
 

@@ -13,7 +13,7 @@ from virtfleet_common.errors import StoreUnavailable
 _LARGEST = 1000
 _BUSY = 4
 _SPACING = 0.025
-"""Seconds between two bulk writes once more than _BUSY callers share one: then a round trip costs more than it waits."""
+"""Seconds between two bulk writes once more than _BUSY callers share one: a round trip costs more than the wait."""
 
 
 class Batcher:

@@ -136,16 +136,16 @@ class Exports:
         return ["setsid", "--fork", *deadline, *server, *access, *image]
 
     def _await_start(self, instance_id: str) -> bool:
-        """qemu-nbd writes its pid file once it listens; if it fails, it is gone without."""
-        pid_file, mark = _pid_file(self._layout.export(instance_id)), self._mark(instance_id)
+        """qemu-nbd writes its pid file once it listens; if it fails, it says why and is gone."""
+        folder = self._layout.export(instance_id)
         deadline = time.monotonic() + self._settings.libvirt_timeout / 2
-        while not pid_file.exists():
+        while not _pid_file(folder).exists():
             if time.monotonic() > deadline:
                 raise HypervisorTimeout("qemu-nbd does not listen", operation="export", code="timeout")
-            if not processes.find(mark):
-                return pid_file.exists()
+            if _log(folder).stat().st_size > 0 and not processes.find(self._mark(instance_id)):
+                return False
             time.sleep(_EVERY)
-        return bool(processes.find(mark))
+        return True
 
     def _mark(self, instance_id: str) -> str:
         """The argument that only this instance's qemu-nbd bears, and the programs it was started by."""

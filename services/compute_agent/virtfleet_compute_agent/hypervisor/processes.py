@@ -13,10 +13,14 @@ from pathlib import Path
 from virtfleet_common.errors import HypervisorTimeout
 
 _EVERY = 0.01
+_LOOKS = 3
 
 
 def find(argument: str) -> list[int]:
-    """The pids of the living processes with that argument, wrappers included."""
+    """The pids of the living processes with that argument, wrappers included.
+
+    One that is just being replaced by another program (execve) bears no arguments for a moment, and is not found.
+    """
     return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit() and _bears(path, argument)]
 
 
@@ -28,13 +32,21 @@ def stop(argument: str, *, patience: float, limit: float) -> None:
     begun = time.monotonic()
     if patience > 0:
         _signal(argument, signal.SIGTERM)
-    while find(argument):
+    while not _is_surely_gone(argument):
         waited = time.monotonic() - begun
         if waited > limit:
             raise HypervisorTimeout("a process cannot be ended", operation="stop", code="timeout", argument=argument)
         if waited >= patience:
             _signal(argument, signal.SIGKILL)
         time.sleep(_EVERY)
+
+
+def _is_surely_gone(argument: str) -> bool:
+    for _ in range(_LOOKS):
+        if find(argument):
+            return False
+        time.sleep(_EVERY)
+    return True
 
 
 def _signal(argument: str, number: signal.Signals) -> None:
