@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from statistics import median, quantiles
@@ -77,25 +77,34 @@ class Load:
             elif not waiting.done():
                 waiting.set_result(event)
 
-    async def create(self, count: int) -> list[str]:
+    async def make_flavors(self, names: Sequence[str]) -> None:
+        """Flavors that differ in RAM alone; each one's id is its name."""
+        async with self._connection() as api:
+            for number, name in enumerate(names):
+                size = {"vcpus": 1, "ram": 256 - 64 * number, "disk": 1}
+                await api.post("/flavors", {"flavor": {"id": name, "name": name, **size}})
+
+    async def create(self, count: int, flavor: str = "1") -> list[str]:
         """Create instances, one request each; returns their ids once they are active."""
         async with self._connection() as api:
-            return [await self._create_one(api, number) for number in range(count)]
+            return [await self._create_one(api, flavor, number) for number in range(count)]
 
-    async def _create_one(self, api: Connection, number: int) -> str:
-        server = {"name": f"bench-{number}", "flavorRef": "1", "networks": "none"}
+    async def _create_one(self, api: Connection, flavor: str, number: int) -> str:
+        server = {"name": f"bench-{number}", "flavorRef": flavor, "networks": "none"}
         answer = await api.post("/servers", {"server": server})
         await self._end(answer)
         return str(parsed(answer)["server"]["id"])
 
     async def _end(self, answer: Answer) -> None:
         request_id = answer.headers["x-openstack-request-id"]
-        event = self._early.pop(request_id, None)
-        if event is None:
-            waiting = self._ends[request_id] = asyncio.get_running_loop().create_future()
-            event = await asyncio.wait_for(waiting, _DEADLINE)
+        event = self._early.pop(request_id, None) or await self._awaited(request_id)
         if event.data["phase"] != "end":
             raise RuntimeError(f"an action failed under load: {event.data['fault']}")
+
+    async def _awaited(self, request_id: str) -> FleetEvent:
+        waiting: asyncio.Future[FleetEvent] = asyncio.get_running_loop().create_future()
+        self._ends[request_id] = waiting
+        return await asyncio.wait_for(waiting, _DEADLINE)
 
     async def repeat(self, instances: list[str], in_flight: int, total: int, bodies: Bodies) -> Run:
         """`total` rounds, `in_flight` at once, each worker on an instance of its own; a round is the actions that

@@ -10,13 +10,14 @@ from benchmarks import meters
 from benchmarks.load import Load
 
 LOADS = ((1, 60), (32, 640))
-_SIZES = ("2", "1")
+_SIZES = ("bench-larger", "bench-smaller")
 
 
 async def measure(fleet: LocalFleet, console: Console) -> dict[str, Any]:
     """Each worker resizes an instance of its own to and fro, and confirms every time."""
     async with Load.on(fleet.file) as load:
-        instances = await load.create(max(in_flight for in_flight, _ in LOADS))
+        await load.make_flavors(_SIZES)
+        instances = await load.create(max(in_flight for in_flight, _ in LOADS), _SIZES[-1])
         await load.repeat(instances, 8, 16, _pair)
         results = [await _one(fleet, load, instances, in_flight, total) for in_flight, total in LOADS]
     table = Table(title="Resize + confirm, three test:/// hosts, over HTTP, to the event of the end")

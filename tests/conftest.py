@@ -25,6 +25,7 @@ IMPATIENT = {
     "VIRTFLEET_SOFT_REBOOT_RETRY": "0.5",
     "VIRTFLEET_SHUTDOWN_TIMEOUT": "1",
     "VIRTFLEET_SHUTDOWN_RETRY": "0.5",
+    "VIRTFLEET_TRANSFER_TIMEOUT": "60",
 }
 TWICE = {"VIRTFLEET_DUPLICATE_MESSAGES": "1"}
 # Deliveries that an agent holds are delivered whatever becomes of the broker: so that there is something to lose.

@@ -38,7 +38,7 @@ class Chronicle:
         events = {effect["id"]: effect["data"] for effect in self._effects() if effect["kind"] == "event"}
         found: dict[str, list[str]] = defaultdict(list)
         for data in events.values():
-            if data["phase"] in ENDS and data["request_id"] and data["action"] != "resize_prep":
+            if data["phase"] in ENDS and data["request_id"]:
                 found[data["request_id"]].append(data["phase"])
         return found
 

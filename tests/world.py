@@ -163,7 +163,7 @@ class Story:
 
     async def ends(self, instance_id: str) -> FleetEvent:
         """The next end or error of an action on this instance."""
-        return await self._next(lambda event: event.data["instance_id"] == instance_id and is_ending(event))
+        return await self._next(lambda event: event.data["instance_id"] == instance_id and phase(event) in ENDS)
 
     async def reads_on(self, instance_id: str) -> None:
         """Read everything told of an instance up to a mark set now: what did not come by then does not come."""
@@ -175,7 +175,7 @@ class Story:
         return [
             phase(event)
             for event in self.told.values()
-            if event.data.get("request_id") == action_id and is_ending(event)
+            if event.data.get("request_id") == action_id and phase(event) in ENDS
         ]
 
     async def _next(self, wanted: Callable[[FleetEvent], bool]) -> FleetEvent:
@@ -189,11 +189,6 @@ class Story:
 
 
 ENDS = frozenset({"end", "error"})
-
-
-def is_ending(event: FleetEvent) -> bool:
-    """Whether an event tells the end of an action, and not of a part of one (`resize_prep`)."""
-    return phase(event) in ENDS and event.data["action"] != "resize_prep"
 
 
 def phase(event: FleetEvent) -> str:

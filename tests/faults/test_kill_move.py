@@ -1,4 +1,4 @@
-"""G1 to G5 for moves: whoever executes a step is killed at its worst moments, and the guest exists once, with its data."""
+"""G1 to G5 for moves: who executes a step is killed at its worst moments, and the guest exists once, with its data."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator

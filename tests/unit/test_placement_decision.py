@@ -189,7 +189,7 @@ def test_never_a_host_that_a_rule_refuses_and_always_the_heaviest(rows: list[dic
     assert decision.considered == len(rows) == decision.passed + sum(one["count"] for one in decision.refused)
     weights = [decision.weights[host] for host in decision.hosts]
     assert weights == sorted(weights, reverse=True)
-    _weights_are_those_of_nova(decision, {name: row for name, row in zip(hosts.names, rows, strict=True)})
+    _weights_are_those_of_nova(decision, dict(zip(hosts.names, rows, strict=True)))
 
 
 def _is_fit(name: str, row: dict[str, Any], request: Request) -> bool:

@@ -168,8 +168,8 @@ def test_an_anti_affinity_group_spreads_up_to_its_limit() -> None:
         ("4", "<= 5", True), ("abc", ">= 1", False), ("abc", "s== abc", True), ("abc", "s!= abc", False),
         ("abc", "s< abd", True), ("abd", "s<= abc", False), ("abd", "s> abc", True), ("abc", "s>= abc", True),
         ("avx,sse", "<in> avx", True), ("avx,sse", "<all-in> avx sse", True), ("avx", "<all-in> avx sse", False),
-        ("b", "<or> a <or> b", True), ("c", "<or> a <or> b", False), ("plain", "plain", True), ("plain", "other", False),
-        ("", "", True),
+        ("b", "<or> a <or> b", True), ("c", "<or> a <or> b", False), ("plain", "plain", True),
+        ("plain", "other", False), ("", "", True),
     ],
 )  # fmt: skip
 def test_the_operators_of_extra_specs(value: str, wanted: str, is_match: bool) -> None:

@@ -3,6 +3,8 @@
 Only leftovers go: a guest that the record places on this host is never touched.
 """
 
+import asyncio
+
 import structlog
 from virtfleet_common.bus import COMMANDS, Delivery, QueueSpec
 from virtfleet_common.errors import Faulty
@@ -28,6 +30,7 @@ class Cleaner:
         self._host = host
         self._store = store
         self._hypervisor = hypervisor
+        self._one_at_a_time = asyncio.Lock()
 
     async def take(self, delivery: Delivery) -> None:
         """The consumer of the queue."""
@@ -49,7 +52,14 @@ class Cleaner:
             if owed.instance_id == instance_id:
                 await self._clean(owed)
 
-    async def _clean(self, owed: Cleanup) -> None:
+    async def _clean(self, listed: Cleanup) -> None:
+        """One clean-up, if it is still owed: a list may be old, and the guest may have come back since."""
+        async with self._one_at_a_time:
+            owed = await self._store.cleanups.get(listed.id)
+            if owed is not None:
+                await self._do(owed)
+
+    async def _do(self, owed: Cleanup) -> None:
         reach("cleanup.before")
         await self._remove(owed)
         reach("cleanup.middle")
@@ -60,7 +70,7 @@ class Cleaner:
 
     async def _remove(self, owed: Cleanup) -> None:
         hypervisor, id_ = self._hypervisor, owed.instance_id
-        await hypervisor.close_export(id_, adopt=False)
+        await hypervisor.close_export(id_, adopt=False, token=owed.migration_id)
         if owed.migration_id is not None:
             await hypervisor.remove_probe(owed.migration_id)
         instance = await self._store.instances.get(id_)

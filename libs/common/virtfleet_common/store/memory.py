@@ -287,6 +287,10 @@ class MemoryCleanups(Cleanups):
         await _round_trip()
         self._records.setdefault(cleanup.id, cleanup)
 
+    async def get(self, cleanup_id: str) -> Cleanup | None:
+        await _round_trip()
+        return self._records.get(cleanup_id)
+
     async def find(self, host: str | None = None) -> list[Cleanup]:
         await _round_trip()
         owed = [one for one in self._records.values() if host in (None, one.host)]

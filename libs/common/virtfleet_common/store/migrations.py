@@ -125,6 +125,12 @@ class Cleanups:
         await self._rows.update_one({"_id": cleanup.id}, {"$setOnInsert": document}, upsert=True)
 
     @guarded
+    async def get(self, cleanup_id: str) -> Cleanup | None:
+        """One clean-up; None when it is done."""
+        row = await self._rows.find_one({"_id": cleanup_id})
+        return Cleanup.model_validate(row) if row else None
+
+    @guarded
     async def find(self, host: str | None = None) -> list[Cleanup]:
         """What a host owes (None: every host), oldest first."""
         rows = self._rows.find({"host": host} if host else {}).sort("created_at", ASCENDING)

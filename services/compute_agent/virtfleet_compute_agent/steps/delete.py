@@ -17,7 +17,9 @@ async def delete(host: HostContext, run: StepRun) -> Done:
     await remove(host, run.instance.id)
     now = datetime.now(UTC)
     gone = settled(VmState.DELETED, PowerState.NOSTATE, deleted_at=now, move=None)
-    return Done(gone, effects=[effects.release(run.instance.id), quota.gone(run.instance), *moves.deleted(run.instance, now)])
+    instance = run.instance
+    left = [effects.release(instance.id), quota.gone(instance), *moves.deleted(instance, now)]
+    return Done(gone, effects=left)
 
 
 async def remove(host: HostContext, instance_id: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 
-from virtfleet_common import effects, moves
+from virtfleet_common import moves
 from virtfleet_common.errors import Faulty, LostOwnership
 from virtfleet_common.events import lifecycle, settled
 from virtfleet_common.executor import StepRun
@@ -40,8 +40,8 @@ async def prepare(host: HostContext, run: StepRun) -> HandOver:
     reach("prepare.middle")
     await host.hypervisor.probe_shared(move.id)
     export = await host.hypervisor.open_export(instance, move.id)
-    told = [_told(run, "resize_prep", phase) for phase in ("start", "end")]
-    return HandOver("move", move.source, {}, {"export": asdict(export)}, told)
+    told = lifecycle(instance, run.action.name, "prep", after={}, request_id=run.action.id)
+    return HandOver("move", move.source, {}, {"export": asdict(export)}, [told])
 
 
 async def send(host: HostContext, run: StepRun) -> HandOver:
@@ -156,7 +156,3 @@ def _move(run: StepRun) -> Move:
     if run.instance.move is None:
         raise NoMove(f"instance {run.instance.id} is not being moved")
     return run.instance.move
-
-
-def _told(run: StepRun, action: str, phase: str) -> effects.Effect:
-    return lifecycle(run.instance, action, phase, after={}, request_id=run.action.id)
