@@ -106,7 +106,9 @@ async def record_is_true(world: World) -> None:
 async def _differences(world: World, listings: Mapping[str, Heartbeat]) -> list[str]:
     recorded = {one.id: one for one in await world.store.instances.find(InstanceQuery())}
     listed = {
-        guest.instance_id: (host, guest.power_state.shown) for host, beat in listings.items() for guest in beat.guests or ()
+        guest.instance_id: (host, guest.power_state.shown)
+        for host, beat in listings.items()
+        for guest in beat.guests or ()
     }
     wrong = [f"{id_} runs unrecorded on {where}" for id_, where in listed.items() if id_ not in recorded]
     return wrong + [f"{one}, listed as {listed.get(one.id)}" for one in recorded.values() if not _is_true(one, listed)]
