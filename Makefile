@@ -31,5 +31,5 @@ bench: setup ## measure actions per second, latency and cost against the floor
 lint: setup ## ruff, mypy, import-linter
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy libs services
+	@$(BIN)/mypy libs services docs examples
 	@$(BIN)/lint-imports

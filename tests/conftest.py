@@ -30,12 +30,15 @@ IMPATIENT = {
 TWICE = {"VIRTFLEET_DUPLICATE_MESSAGES": "1"}
 # Deliveries that an agent holds are delivered whatever becomes of the broker: so that there is something to lose.
 FEW_AT_A_TIME = {"VIRTFLEET_PREFETCH": "4", "VIRTFLEET_LIBVIRT_TIMEOUT": "3", "VIRTFLEET_LIBVIRT_WORKERS": "2"}
-# Time for a guest that has an operating system to shut down by itself, under emulation on a busy machine.
+# Time for a guest with an operating system to shut down by itself; and heartbeats so rare that what is known within a
+# second is known from libvirt's events.
 CIVIL = {
+    "VIRTFLEET_HEARTBEAT_INTERVAL": "3",
     "VIRTFLEET_SOFT_REBOOT_TIMEOUT": "8",
     "VIRTFLEET_SOFT_REBOOT_RETRY": "2",
     "VIRTFLEET_SHUTDOWN_TIMEOUT": "8",
     "VIRTFLEET_SHUTDOWN_RETRY": "2",
+    "VIRTFLEET_MAX_ATTEMPTS": "2",
 }
 FLEETS = ("qemu_fleet", "echoing_fleet", "qemu_pair", "simulated_fleet", "echoing_simulation")
 

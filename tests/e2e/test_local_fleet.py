@@ -2,11 +2,14 @@
 
 import json
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytest
 from typer.testing import CliRunner
 from virtfleet_local.cli import app
@@ -14,6 +17,7 @@ from virtfleet_local.fleet import LocalFleet, NoSuchPartError
 from virtfleet_local.processes import ManagedProcess, StartError
 
 pytestmark = pytest.mark.fleet
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +49,26 @@ def test_a_second_up_says_that_it_is_up_and_starts_nothing(fleet: LocalFleet) ->
 def test_another_process_finds_the_fleet_from_its_folder_alone(fleet: LocalFleet) -> None:
     assert LocalFleet(fleet.data).file.hosts == ["host-1", "host-2"]
     assert CliRunner().invoke(app, ["status", "--data", str(fleet.data)]).exit_code == 0
+
+
+@pytest.mark.parametrize("example", ["reboot.py", "plain_amqp.py"])
+def test_an_example_of_the_readme_reboots_an_instance_and_hears_of_it(fleet: LocalFleet, example: str) -> None:
+    created = {"name": "example", "flavorRef": "1", "imageRef": "", "networks": "none"}
+    with httpx.Client(base_url=f"{fleet.file.api_url}/v2.1", headers={"X-Auth-Token": fleet.file.member_token}) as api:
+        id_ = api.post("/servers", json={"server": created}).json()["server"]["id"]
+        await_status(api, id_, "ACTIVE")
+    argv = [sys.executable, str(ROOT / "examples" / example), id_]
+    env = os.environ | {"FLEET_AMQP": fleet.file.member_amqp_url}
+    said = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "accepted" in said
+    assert f"instance.reboot.end.{id_}" in said
+
+
+def test_clouds_and_env_say_how_to_log_in(fleet: LocalFleet) -> None:
+    clouds = json.loads(CliRunner().invoke(app, ["clouds", "--data", str(fleet.data)]).output)["clouds"]
+    assert clouds["virtfleet"]["auth"]["password"] == fleet.file.member_token
+    env = CliRunner().invoke(app, ["env", "--as", "admin", "--data", str(fleet.data)]).output
+    assert f"export FLEET_TOKEN='{fleet.file.token}'" in env
 
 
 def test_a_killed_host_comes_back_when_its_power_does(fleet: LocalFleet) -> None:
@@ -93,6 +117,14 @@ def test_down_stops_everything_and_may_be_said_twice(fleet: LocalFleet) -> None:
         assert CliRunner().invoke(app, ["down", "--data", str(fleet.data)]).exit_code == 0
     assert [pid for pid in pids if psutil.pid_exists(pid)] == []
     assert CliRunner().invoke(app, ["status", "--data", str(fleet.data)]).exit_code == 1
+
+
+def await_status(api: httpx.Client, id_: str, status: str) -> None:
+    """Look until a server has a status."""
+    deadline = time.monotonic() + 60
+    while (shown := api.get(f"/servers/{id_}").json()["server"]["status"]) != status:
+        assert time.monotonic() < deadline, f"the server is {shown}"
+        time.sleep(0.1)
 
 
 def _belongs_to(process: psutil.Process, folder: Path) -> bool:

@@ -7,8 +7,9 @@ from typing import Any
 
 import httpx
 import pytest
-from virtfleet_common.errors import Conflict
-from virtfleet_common.messages import CommandAccepted, DeleteInstance, RebootInstance, StopInstance
+from virtfleet_common.client import FleetClient
+from virtfleet_common.errors import Conflict, NotFound
+from virtfleet_common.messages import CommandAccepted, CreateInstance, DeleteInstance, RebootInstance, StopInstance
 from virtfleet_common.states import PowerState, TaskState, VmState
 
 from tests.faults.mixture import crowd_of
@@ -87,9 +88,9 @@ async def test_the_same_message_id_of_another_user_is_another_message(crowd: Wor
     (id_,) = await crowd_of(crowd, 1)
     first = await crowd.client.command(RebootInstance(instance_id=id_, type="HARD"), message_id=f"mine-{id_}")
     await crowd.action(first.action_id)
-    async with crowd.stranger() as stranger:
-        with pytest.raises(LookupError):
-            await stranger(RebootInstance(instance_id=id_, type="HARD"), f"mine-{id_}")
+    async with FleetClient(crowd.fleet.file.other_member_amqp_url) as stranger:
+        with pytest.raises(NotFound):
+            await stranger.command(RebootInstance(instance_id=id_, type="HARD"), message_id=f"mine-{id_}")
 
 
 async def test_a_hard_reboot_takes_over_a_soft_one(world: World) -> None:
@@ -127,12 +128,12 @@ async def test_a_delete_takes_over_anything(world: World, command: type[RebootIn
 
 async def test_a_delete_takes_over_a_create(world: World) -> None:
     chronicle = Chronicle(world.fleet)
-    world.arm("hypervisor.define", "hang")
-    created = await world.client.command(world.birth("unborn"))
-    await world.taken("hypervisor.define")
+    world.arm("hypervisor.observe", "hang")
+    created = await world.client.command(CreateInstance(name="unborn", flavor="m1.tiny"))
+    await world.taken("hypervisor.observe")
     delete = await world.client.command(DeleteInstance(instance_id=created.instance_ids[0]))
     assert (await world.action(delete.action_id)).result == "Success"
-    world.release("hypervisor.define")
+    world.release("hypervisor.observe")
     await ended_once(world, chronicle, {created.action_id, delete.action_id})
     assert (await world.action(created.action_id)).result == "superseded"
     await everything_is_delivered(world)

@@ -222,5 +222,5 @@ async def test_an_audit_takes_away_a_pin_whose_claim_was_never_made(world: World
     with pytest.raises(NoValidHost):
         await world.place(an_instance(hint))
     report = await audit(world.store, grace=0)
-    assert [one.kind for one in report.mended] == [Kind.LEAKED_PIN]
+    assert Kind.LEAKED_PIN in {one.kind for one in report.mended}
     assert await world.place(an_instance(hint)) == "b"

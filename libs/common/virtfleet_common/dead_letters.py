@@ -154,7 +154,8 @@ async def run(url: str, command: str, ids: Sequence[str] = (), *, everything: bo
 
 
 def _shown(letter: Letter) -> str:
-    facts = {"id": letter.id, "key": letter.key, "reason": letter.reason, "at": str(letter.at), "body": letter.body}
+    at = letter.at.isoformat() if letter.at else None
+    facts = {"id": letter.id, "key": letter.key, "reason": letter.reason, "at": at, "body": letter.body}
     return json.dumps(facts, ensure_ascii=False)
 
 

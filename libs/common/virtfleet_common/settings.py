@@ -25,19 +25,21 @@ class CommonSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="VIRTFLEET_", extra="ignore", frozen=True)
 
-    mongodb_url: str = "mongodb://127.0.0.1:27017/?replicaSet=virtfleet"
-    database: str = "virtfleet"
-    amqp_url: str = "amqp://guest:guest@127.0.0.1:5672/"
-    log_level: str = "INFO"
-    log_format: Literal["json", "console"] = "json"
-    health_host: str = "127.0.0.1"
+    mongodb_url: str = Field(
+        "mongodb://127.0.0.1:27017/?replicaSet=virtfleet", description="a replica set, of one member at least"
+    )
+    database: str = Field("virtfleet", description="the database of that replica set")
+    amqp_url: str = Field("amqp://guest:guest@127.0.0.1:5672/", description="the broker, as the services' own user")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+    log_format: Literal["json", "console"] = Field("json", description="one JSON object a line, or lines for people")
+    health_host: str = Field("127.0.0.1", description="address of /healthz, /readyz and /metrics")
     health_port: int = Field(0, description="port of /healthz, /readyz and /metrics; 0: none (the api serves its own)")
 
     store_timeout: float = Field(10.0, description="the longest wait for one database call")
     publish_timeout: float = Field(10.0, description="the longest wait for one publisher confirm")
     prefetch: int = Field(64, description="commands a service takes before it has acknowledged the earlier ones")
     delivery_limit: int = Field(5, description="deliveries of one message before it is dead-lettered")
-    heartbeat_interval: float = 5.0
+    heartbeat_interval: float = Field(5.0, description="how often an agent reports its host and all its guests")
     action_timeout: float = Field(900.0, description="an action without progress fails after so long")
     step_allowance: float = Field(15.0, description="a step without progress for so long is sent again")
     renew_interval: float = Field(5.0, description="how often an executor renews the progress of a long step")
@@ -48,8 +50,8 @@ class CommonSettings(BaseSettings):
 class ApiSettings(CommonSettings):
     """The HTTP facade and the command intake."""
 
-    api_host: str = "127.0.0.1"
-    api_port: int = 8774
+    api_host: str = Field("127.0.0.1", description="the address to serve on")
+    api_port: int = Field(8774, description="the port to serve on")
     max_limit: int = Field(1000, description="the largest page of a list")
     quota_instances: int = Field(-1, description="instances that a project may have, unless it has its own limit")
     quota_vcpus: int = Field(-1, description="vCPUs that a project may have; -1: any number")
@@ -79,14 +81,16 @@ class SchedulerSettings(CommonSettings):
 class AgentSettings(CommonSettings):
     """One compute host."""
 
-    host: str = Field("", description="the host's name in the fleet; empty: what the hypervisor calls itself")
-    hypervisor_uri: str = "qemu:///system"
-    virt_type: Literal["auto", "kvm", "qemu"] = "auto"
-    state_dir: Path = Path("/var/lib/virtfleet")
+    host: str = Field("", description="the host's name in the fleet; empty: the machine's host name")
+    hypervisor_uri: str = Field("qemu:///system", description="also qemu:///embed?root=FOLDER and test:///default")
+    virt_type: Literal["auto", "kvm", "qemu"] = Field("auto", description="auto: kvm where /dev/kvm can be used")
+    state_dir: Path = Field(
+        Path("/var/lib/virtfleet"), description="disks, console logs, cached images and the host's identity"
+    )
+    host_ip: str = Field("127.0.0.1", description="the address that other hosts send disks to")
     instances_dir: Path | None = Field(
         None, description="the instances' directories; default: below state_dir. Shared storage: the same on every host"
     )
-    host_ip: str = Field("127.0.0.1", description="the address that other hosts send disks to")
     transfer_ports: tuple[int, int] = Field((49600, 49999), description="the first and last port disks are received on")
     transfer_timeout: float = Field(6 * 3600.0, description="a disk that is not there after so long is not waited for")
     transfer_stall: float = Field(60.0, description="the sending of a disk without progress is given up after so long")
@@ -95,22 +99,22 @@ class AgentSettings(CommonSettings):
     libvirt_timeout: float = Field(60.0, description="the longest wait for one libvirt call")
     listing_timeout: float = Field(10.0, description="the longest wait for the listing of a heartbeat")
     start_timeout: float = Field(60.0, description="the longest wait for a started guest to run")
-    soft_reboot_timeout: float = 120.0
-    soft_reboot_retry: float = 10.0
+    soft_reboot_timeout: float = Field(120.0, description="a guest that has not shut down by then is rebooted hard")
+    soft_reboot_retry: float = Field(10.0, description="how often the power button is pressed meanwhile")
     shutdown_timeout: float = Field(60.0, description="the longest wait for a guest to shut down before it is forced")
-    shutdown_retry: float = 10.0
+    shutdown_retry: float = Field(10.0, description="how often the power button is pressed meanwhile")
+    cpu_allocation_ratio: float = Field(4.0, description="vCPUs that may be allocated for each processor")
+    ram_allocation_ratio: float = Field(1.0, description="MiB that may be allocated for each MiB")
+    disk_allocation_ratio: float = Field(1.0, description="GiB that may be allocated for each GiB")
+    reserved_vcpus: int = Field(0, description="processors kept for the host itself")
+    reserved_ram_mb: int = Field(512, description="MiB kept for the host itself")
+    reserved_disk_gb: int = Field(0, description="GiB kept for the host itself")
+    availability_zone: str = Field("nova", description="the zone this host is in")
     resize_confirm_window: float = Field(86400.0, description="a resize is confirmed by itself after so long; 0: never")
     cleanup_interval: float = Field(30.0, description="how often a host looks for what it owes")
-    cpu_allocation_ratio: float = 4.0
-    ram_allocation_ratio: float = 1.0
-    disk_allocation_ratio: float = 1.0
-    reserved_vcpus: int = 0
-    reserved_ram_mb: int = 512
-    reserved_disk_gb: int = 0
-    availability_zone: str = "nova"
     simulated_vcpus: int = Field(64, description="capacity that a test:/// host reports")
-    simulated_ram_mb: int = 262144
-    simulated_disk_gb: int = 4096
+    simulated_ram_mb: int = Field(262144, description="as above")
+    simulated_disk_gb: int = Field(4096, description="as above")
 
 
 class PowerSyncSettings(CommonSettings):
@@ -120,13 +124,12 @@ class PowerSyncSettings(CommonSettings):
     unsent_grace: float = Field(2.0, description="what was committed and not sent for so long is sent")
     liveness_interval: float = Field(1.0, description="how often the hosts' last_seen is judged")
     host_unknown_after: float = Field(15.0, description="three missed heartbeats")
-    host_down_after: float = 30.0
+    host_down_after: float = Field(30.0, description="a host that was silent for so long is down")
     mass_loss_fraction: float = Field(0.5, description="more hosts than this lost together: our own network is suspect")
+    missing_confirmations: int = Field(3, description="complete listings that must miss a guest before it is missing")
+    host_write_interval: float = Field(0.2, description="heartbeats are gathered for so long into one bulk write")
     confirm_interval: float = Field(5.0, description="how often overdue confirmations are looked for")
-    missing_confirmations: int = 3
     quota_audit_interval: float = Field(600.0, description="how often the quotas are compared with the instances")
     quota_audit_patience: float = Field(300.0, description="what changed within so long is left alone by that audit")
-    host_write_interval: float = Field(0.2, description="heartbeats are gathered for so long into one bulk write")
     audit_interval: float = Field(300.0, description="how often the claims on hosts are compared with the instances")
     audit_grace: float = Field(10.0, description="a difference counts when it is still there after so long")
-    on_unexpected_running: Literal["adopt", "enforce"] = "adopt"

@@ -30,13 +30,19 @@ def shell(file: FleetFile, user: User) -> str:
 
 
 def clouds(file: FleetFile) -> str:
-    """A clouds.yaml (JSON is YAML): the clouds `virtfleet`, `virtfleet-admin`, and `virtfleet-token` without login."""
+    """A clouds.yaml (JSON is YAML): `virtfleet` and `virtfleet-admin` by name and password, `virtfleet-token`."""
     known = {
         "virtfleet": _with_login(file, "member"),
         "virtfleet-admin": _with_login(file, "admin"),
         "virtfleet-token": {
-            "auth_type": "admin_token",
-            "auth": {"endpoint": f"{file.api_url}/v2.1", "token": file.member_token},
+            "auth_type": "v3token",
+            "region_name": "RegionOne",
+            "auth": {
+                "auth_url": f"{file.api_url}/identity",
+                "token": file.member_token,
+                "project_name": _PROJECTS["member"],
+                "project_domain_name": "Default",
+            },
         },
     }
     return json.dumps({"clouds": known}, indent=2)

@@ -127,8 +127,9 @@ class LocalFleet:
     def kill_host(self, host: str) -> int:
         """Cut a host's power: its agent and its guests die at once. Returns how many guests died."""
         agent = self._host(host)
-        self.process(agent.name).kill(with_children=True)
-        return machines.kill_guests(self.data, host)
+        guests = {guest.pid for guest in machines.guests(self.data, host)}
+        self.process(agent.name).kill(with_children=True)  # guests are its children, as long as it lives
+        return len(guests | machines.kill_guests(self.data, host))
 
     def start_host(self, host: str, env: Mapping[str, str] | None = None) -> None:
         """Power on: the agent starts, and no guest runs until it starts one."""

@@ -5,7 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from virtfleet_local.caches import cache_folder
 from virtfleet_local.processes import end, processes_naming
@@ -66,12 +66,12 @@ def guests(data: Path, host: str = "") -> list[psutil.Process]:
     return [process for process in found if process.info["name"].startswith("qemu")]
 
 
-def kill_guests(data: Path, host: str = "") -> int:
-    """Cut their power. Looks again until none is left: one may just have been started. Returns how many there were."""
-    killed = 0
+def kill_guests(data: Path, host: str = "") -> set[int]:
+    """Cut their power. Looks again until none is left: one may just have been started. Returns their pids."""
+    killed: set[int] = set()
     while alive := guests(data, host):
         end(alive, 0)
-        killed += len(alive)
+        killed |= {guest.pid for guest in alive}
     return killed
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _LOOK_AGAIN = 0.02

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import httpx
@@ -26,7 +27,7 @@ def await_services(file: FleetFile, running: Mapping[str, ManagedProcess], timeo
     """Wait until each is ready. Raises StartError, with the end of its log, for one that ends or takes too long."""
     for name, process in running.items():
         port = file.ports[name]
-        process.wait_until(lambda port=port: is_ready(port), timeout)  # type: ignore[misc]
+        process.wait_until(partial(is_ready, port), timeout)
 
 
 def await_hosts(
@@ -38,7 +39,7 @@ def await_hosts(
     """Wait until each host was heard from after `since` (by the database's clock)."""
     for host, agent in agents.items():
         heard = {"_id": host, "last_seen": {"$gte": since}}
-        agent.wait_until(lambda heard=heard: _is_there(database, heard), timeout)  # type: ignore[misc]
+        agent.wait_until(partial(_is_there, database, heard), timeout)
 
 
 def _is_there(database: Database[dict[str, Any]], wanted: dict[str, Any]) -> bool:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from types import NoneType
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 from rich.table import Table
 from rich.text import Text
 from virtfleet_common.client import FleetClient, FleetEvent

@@ -1,12 +1,13 @@
 """Applies reports of hosts to the record: only differences are written, each by compare-and-set."""
 
-from collections import Counter
+import asyncio
+from collections import Counter, defaultdict
 
 import structlog
 from virtfleet_common.bus import Delivery
 from virtfleet_common.events import power_changed
 from virtfleet_common.messages import GuestReport, Heartbeat, PowerDelta
-from virtfleet_common.records import Instance
+from virtfleet_common.records import Instance, Sighting
 from virtfleet_common.relay import Relay
 from virtfleet_common.settings import PowerSyncSettings
 from virtfleet_common.states import PowerState
@@ -19,7 +20,10 @@ log = structlog.get_logger()
 
 
 class PowerSync:
-    """The consumer of heartbeats and deltas. A report older than one that was read before is dropped."""
+    """The consumer of heartbeats and deltas: those of one host in the order of their arrival, hosts side by side.
+
+    A report older than one that was read before is dropped.
+    """
 
     def __init__(self, store: Store, relay: Relay, seen: SeenHosts, settings: PowerSyncSettings) -> None:
         self._store = store
@@ -28,17 +32,23 @@ class PowerSync:
         self._settings = settings
         self._missing: Counter[tuple[str, str]] = Counter()
         self._unknown: set[tuple[str, str]] = set()
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def take(self, delivery: Delivery) -> None:
         """The consumer's handler."""
-        if delivery.key.endswith(".heartbeat"):
-            await self._heartbeat(delivery.read(Heartbeat))
-        else:
-            delta: PowerDelta = delivery.read(PowerDelta)
-            if await self._seen.is_news(delta.host, delta.boot_id, delta.sequence):
-                instance = await self._store.instances.get(delta.guest.instance_id)
-                await self._apply(delta, instance, delta.guest)
+        is_heartbeat = delivery.key.endswith(".heartbeat")
+        report: Heartbeat | PowerDelta = delivery.read(Heartbeat if is_heartbeat else PowerDelta)
+        async with self._turns[report.host]:
+            if isinstance(report, Heartbeat):
+                await self._heartbeat(report)
+            else:
+                await self._delta(report)
         await delivery.settler.ack()
+
+    async def _delta(self, delta: PowerDelta) -> None:
+        if await self._seen.is_news(delta.host, delta.boot_id, delta.sequence):
+            instance = await self._store.instances.get(delta.guest.instance_id)
+            await self._apply(delta, instance, delta.guest)
 
     async def _heartbeat(self, heartbeat: Heartbeat) -> None:
         if not await self._seen.note(heartbeat):
@@ -57,7 +67,7 @@ class PowerSync:
         if instance is None or instance.host != report.host:
             self._report_unknown(report.host, guest)
         elif is_newer(report, instance):
-            await self._adopt(instance, guest.power_state)
+            await self._adopt(report, instance, guest.power_state)
 
     def _report_unknown(self, host: str, guest: GuestReport) -> None:
         if (host, guest.instance_id) not in self._unknown:
@@ -72,16 +82,18 @@ class PowerSync:
             return
         self._missing[key] += 1
         if self._missing[key] >= self._settings.missing_confirmations:
-            await self._adopt(instance, PowerState.NOSTATE)
+            await self._adopt(report, instance, PowerState.NOSTATE)
 
-    async def _adopt(self, instance: Instance, power: PowerState) -> None:
+    async def _adopt(self, report: Heartbeat | PowerDelta, instance: Instance, power: PowerState) -> None:
         difference = differs(instance, power)
         if difference is None:
             return
         expect = Expect(task_states=frozenset({None}), host=instance.host, epoch=instance.epoch, rev=instance.rev)
         told = power_changed(instance, difference.word, after=difference.set)
+        seen = Sighting(boot=report.boot_id, sequence=report.sequence).model_dump()
+        fields = {**difference.set, "power_seen": seen}
         try:
-            await self._relay.commit(instance.id, expect=expect, set=difference.set, effects=[told])
+            await self._relay.commit(instance.id, expect=expect, set=fields, effects=[told])
         except Mismatch as mismatch:
             log.info("power.not_adopted", instance_id=instance.id, why=str(mismatch))
         else:

@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -55,6 +55,8 @@ def main() -> int:
     if why is not None or screen.misses():
         return 1
     shutil.rmtree(_LOGS, ignore_errors=True)
+    with suppress(OSError):  # another demo is on
+        _FOLDER.rmdir()
     return 0
 
 

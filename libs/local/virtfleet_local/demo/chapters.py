@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 from virtfleet_common.messages import CreateInstance, RebootInstance
 
 from virtfleet_local.demo import console_text, host_side

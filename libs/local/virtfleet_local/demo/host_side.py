@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from virtfleet_local.hosts import guests, host_folder, hypervisor_root
 

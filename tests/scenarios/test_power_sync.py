@@ -1,0 +1,220 @@
+"""G6: what happens to a guest behind our back is soon on record; what was seen before is not held against it."""
+
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import count
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from virtfleet_common.bus import EVENTS, Outgoing
+from virtfleet_common.messages import GuestReport, Heartbeat, PowerDelta
+from virtfleet_common.rabbit import RabbitBus
+from virtfleet_common.records import Flavor, Instance, Resources
+from virtfleet_common.states import PowerState, VmState
+from virtfleet_local.fleet import DATABASE_NAME
+
+from tests.world import World
+
+pytestmark = pytest.mark.fleet
+V, P = VmState, PowerState
+
+
+@pytest.mark.qemu
+async def test_a_guest_that_dies_is_stopped_within_a_second(pair: World) -> None:
+    instance = await pair.create()
+    ((_, process),) = pair.guests(instance.id).items()
+    async with pair.client.subscribed(f"instance.power.*.{instance.id}") as told:
+        died = time.monotonic()
+        process.terminate()
+        event = await anext(told)
+        took = time.monotonic() - died
+    assert (event.data["phase"], event.data["after"]["vm_state"]) == ("stopped", V.STOPPED)
+    assert took < 1.0
+    stopped = await pair.instance(instance.id)
+    assert (stopped.vm_state, stopped.power_state, stopped.task_state) == (V.STOPPED, P.SHUTDOWN, None)
+    assert (await pair.act(instance.id, {"os-start": None})).status_code == 202, "it can be started again"
+
+
+@dataclass
+class Spoken:
+    """A host that the test speaks for, as its agent would."""
+
+    world: World
+    bus: RabbitBus
+    name: str
+    boot: str = field(default_factory=lambda: uuid4().hex)
+    numbers: Any = field(default_factory=lambda: count(10))
+
+    async def listing(self, guests: Mapping[str, PowerState] | None, *, sequence: int | None = None) -> None:
+        """A heartbeat with a complete listing, or with none because it failed."""
+        reports = [GuestReport(instance_id=id_, power_state=power, epoch=1) for id_, power in (guests or {}).items()]
+        beat = Heartbeat(
+            host=self.name, boot_id=self.boot, sequence=next(self.numbers) if sequence is None else sequence,
+            sent_at=datetime.now(UTC), guests=None if guests is None else reports,
+            listing_error="libvirt is away" if guests is None else None,
+        )  # fmt: skip
+        await self._say("heartbeat", beat)
+
+    async def delta(self, id_: str, power: PowerState, *, sequence: int | None = None) -> None:
+        """One guest changed."""
+        number = next(self.numbers) if sequence is None else sequence
+        guest = GuestReport(instance_id=id_, power_state=power, epoch=1)
+        await self._say("delta", PowerDelta(host=self.name, boot_id=self.boot, sequence=number, guest=guest))
+
+    async def instance(self, **fields: Any) -> Instance:
+        """An active instance on record here."""
+        now = datetime.now(UTC)
+        values = {
+            "id": str(uuid4()), "name": "spoken for", "project_id": "p", "user_id": "u", "vm_state": V.ACTIVE,
+            "power_state": P.RUNNING, "host": self.name, "epoch": 1, "created_at": now, "updated_at": now,
+            "flavor": Flavor(id="f", name="f", vcpus=1, ram_mb=1),
+        }  # fmt: skip
+        return await self.world.store.instances.insert(Instance.model_validate({**values, **fields}))
+
+    async def is_heard(self) -> None:
+        """Wait until everything that was said has been listened to: a host's reports are taken in their order."""
+        mark = await self.instance()
+        async with self.world.client.subscribed(f"instance.power.*.{mark.id}") as told:
+            await self.delta(mark.id, P.PAUSED)
+            await anext(told)
+        with self.world.fleet.connect() as client:
+            client[DATABASE_NAME]["instances"].delete_one({"_id": mark.id})
+
+    async def _say(self, word: str, report: Heartbeat | PowerDelta) -> None:
+        key, kind = f"host.{self.name}.{word}", f"virtfleet.host.{word}"
+        await self.bus.publish(Outgoing(EVENTS, key, kind, report, "test"))
+
+
+@pytest.fixture
+async def host(simulation: World) -> AsyncIterator[Spoken]:
+    """A host of its own for one test; nothing is placed there."""
+    bus = RabbitBus(simulation.fleet.file.amqp_url, name="spoken-host")
+    spoken = Spoken(simulation, bus, f"spoken-{uuid4().hex[:8]}")
+    facts = {"boot_id": spoken.boot, "is_enabled": False}
+    await simulation.store.hosts.register(spoken.name, uuid=uuid4().hex, limits=Resources(), facts=facts)
+    yield spoken
+    await bus.close()
+    with simulation.fleet.connect() as client:
+        client[DATABASE_NAME]["instances"].delete_many({"host": spoken.name})
+        client[DATABASE_NAME]["hosts"].delete_one({"_id": spoken.name})
+
+
+@pytest.mark.parametrize("how", ["delta", "listing"])
+@pytest.mark.parametrize(
+    ("recorded", "seen", "becomes", "word"),
+    [
+        ((V.ACTIVE, P.RUNNING), P.SHUTOFF, (V.STOPPED, P.SHUTDOWN), "stopped"),
+        ((V.ACTIVE, P.RUNNING), P.CRASHED, (V.STOPPED, P.CRASHED), "crashed"),
+        ((V.ACTIVE, P.RUNNING), P.PAUSED, (V.PAUSED, P.PAUSED), "paused"),
+        ((V.PAUSED, P.PAUSED), P.RUNNING, (V.ACTIVE, P.RUNNING), "running"),
+        ((V.STOPPED, P.SHUTDOWN), P.RUNNING, (V.ACTIVE, P.RUNNING), "running"),
+        ((V.SUSPENDED, P.SHUTDOWN), P.RUNNING, (V.ACTIVE, P.RUNNING), "running"),
+        ((V.ERROR, P.RUNNING), P.SHUTOFF, (V.ERROR, P.SHUTDOWN), "stopped"),
+        ((V.RESCUED, P.RUNNING), P.PAUSED, (V.RESCUED, P.PAUSED), "paused"),
+    ],
+)
+async def test_what_was_done_behind_our_back_is_adopted(
+    host: Spoken, how: str, recorded: Any, seen: PowerState, becomes: Any, word: str
+) -> None:
+    instance = await host.instance(vm_state=recorded[0], power_state=recorded[1])
+    async with host.world.client.subscribed(f"instance.power.*.{instance.id}") as told:
+        await (host.delta(instance.id, seen) if how == "delta" else host.listing({instance.id: seen}))
+        event = await anext(told)
+    assert event.data["phase"] == word
+    found = await host.world.instance(instance.id)
+    assert (found.vm_state, found.power_state, found.task_state) == (*becomes, None)
+
+
+async def test_a_guest_is_missing_when_three_listings_in_a_row_do_not_show_it(host: Spoken) -> None:
+    instance = await host.instance()
+    running = {instance.id: P.RUNNING}
+    async with host.world.client.subscribed(f"instance.power.*.{instance.id}") as told:
+        for shown in ({}, {}, running, {}, {}):
+            await host.listing(shown)
+        await host.is_heard()
+        assert (await host.world.instance(instance.id)).power_state is P.RUNNING, "never three in a row"
+        await host.listing({})
+        event = await anext(told)
+    assert event.data["phase"] == "missing"
+    found = await host.world.instance(instance.id)
+    assert (found.vm_state, found.power_state) == (V.ACTIVE, P.NOSTATE), "it is nobody's to say what became of it"
+
+
+async def test_a_listing_that_failed_proves_nothing(host: Spoken) -> None:
+    instance = await host.instance()
+    for _ in range(5):
+        await host.listing(None)
+    await host.is_heard()
+    assert (await host.world.instance(instance.id)).power_state is P.RUNNING
+
+
+async def test_an_old_report_never_overrules_a_newer_one(host: Spoken) -> None:
+    instance = await host.instance()
+    await host.listing({instance.id: P.RUNNING}, sequence=5)
+    async with host.world.client.subscribed(f"instance.power.*.{instance.id}") as told:
+        await host.delta(instance.id, P.PAUSED, sequence=9)
+        await anext(told)
+    await host.listing({instance.id: P.PAUSED}, sequence=20)
+    await host.listing({instance.id: P.SHUTOFF}, sequence=19)
+    await host.delta(instance.id, P.RUNNING, sequence=18)
+    await host.listing({instance.id: P.RUNNING}, sequence=20)
+    host.numbers = count(21)
+    await host.is_heard()
+    found = await host.world.instance(instance.id)
+    assert (found.vm_state, found.power_state) == (V.PAUSED, P.PAUSED)
+
+
+async def test_a_listing_begun_before_a_change_never_overrules_the_news_of_it(host: Spoken) -> None:
+    instance = await host.instance()
+    async with host.world.client.subscribed(f"instance.power.*.{instance.id}") as told:
+        await host.delta(instance.id, P.PAUSED, sequence=9)
+        await anext(told)
+    await host.listing({instance.id: P.RUNNING}, sequence=8)
+    await host.is_heard()
+    assert (await host.world.instance(instance.id)).vm_state is V.PAUSED
+
+
+async def test_a_report_begun_before_an_action_ended_never_overrules_it(host: Spoken) -> None:
+    seen = {"boot": host.boot, "sequence": 30}
+    instance = await host.instance(vm_state=V.STOPPED, power_state=P.SHUTDOWN, power_seen=seen)
+    await host.listing({instance.id: P.RUNNING}, sequence=29)
+    host.numbers = count(31)
+    await host.is_heard()
+    assert (await host.world.instance(instance.id)).vm_state is V.STOPPED
+    async with host.world.client.subscribed(f"instance.power.*.{instance.id}") as told:
+        await host.listing({instance.id: P.RUNNING})
+        await anext(told)
+    assert (await host.world.instance(instance.id)).vm_state is V.ACTIVE
+
+
+async def test_a_report_of_an_earlier_boot_is_dropped(host: Spoken) -> None:
+    instance = await host.instance()
+    boot, host.boot = host.boot, "an-earlier-boot"
+    await host.listing({instance.id: P.SHUTOFF}, sequence=1000)
+    await host.delta(instance.id, P.SHUTOFF, sequence=1001)
+    host.boot = boot
+    await host.is_heard()
+    assert (await host.world.instance(instance.id)).vm_state is V.ACTIVE
+
+
+async def test_an_instance_at_work_is_let_alone(host: Spoken) -> None:
+    instance = await host.instance(task_state="powering-off")
+    await host.listing({instance.id: P.SHUTOFF})
+    await host.delta(instance.id, P.SHUTOFF)
+    await host.is_heard()
+    found = await host.world.instance(instance.id)
+    assert (found.vm_state, found.power_state, found.task_state) == (V.ACTIVE, P.RUNNING, "powering-off")
+
+
+async def test_another_hosts_word_on_a_guest_does_not_count(host: Spoken) -> None:
+    instance = await host.instance(host="host-1", power_seen=None)
+    try:
+        await host.delta(instance.id, P.PAUSED)
+        await host.is_heard()
+        assert (await host.world.instance(instance.id)).vm_state is V.ACTIVE
+    finally:
+        with host.world.fleet.connect() as client:
+            client[DATABASE_NAME]["instances"].delete_one({"_id": instance.id})
