@@ -20,9 +20,12 @@ from virtfleet_common.service import repeat
 from virtfleet_common.settings import CommonSettings, SchedulerSettings
 from virtfleet_common.states import VmState
 from virtfleet_common.store import Expect, Store
+from virtfleet_local.database import Database
 from virtfleet_scheduler.placement import Placement
 from virtfleet_scheduler.rules import Rules
 from virtfleet_scheduler.view import HostView
+
+from tests.world import polling
 
 SCHEDULERS, GUESTS, HOSTS = 20, 2000, 100
 FOLLOWING = 3
@@ -146,6 +149,19 @@ def _no_group_is_broken(made: list[ServerGroup], instances: list[Instance], plac
             assert len(members) == 1
         else:
             assert max(members.values()) <= group.max_server_per_host
+
+
+async def test_a_view_follows_the_hosts_through_an_election(database: Database, store: Store) -> None:
+    await nearly_full_hosts(store)
+    view = HostView(store, SchedulerSettings())
+    following = asyncio.create_task(view.follow())
+    await view.current()
+    database.step_down()
+    await store.hosts.release((await all_hosts(store))[0].allocations[0].instance_id)
+    async for _ in polling("the view to know of the release"):
+        if (await view.current()).room_vcpus.max() > ROOM.vcpus - TAKEN:
+            break
+    following.cancel()
 
 
 async def test_an_audit_gives_back_what_a_dead_scheduler_claimed_and_nothing_else(store: Store) -> None:

@@ -72,9 +72,7 @@ ACTIONS: Mapping[str, ActionSpec] = {
     "migrate": ActionSpec(
         "migrate", _vm(V.ACTIVE, V.STOPPED), _IDLE, HostNeed.UP, T.RESIZE_PREP, "select_destination", role="admin"
     ),
-    "confirm_resize": ActionSpec(
-        "confirmResize", _MOVED, _IDLE, HostNeed.ANY, T.RESIZE_CONFIRMING, None, status=204
-    ),
+    "confirm_resize": ActionSpec("confirmResize", _MOVED, _IDLE, HostNeed.ANY, T.RESIZE_CONFIRMING, None, status=204),
     "revert_resize": ActionSpec("revertResize", _MOVED, _IDLE, HostNeed.ANY, T.RESIZE_REVERTING, "revert"),
     "evacuate": ActionSpec(
         "evacuate",

@@ -162,6 +162,8 @@ def failed(
     after = {"task_state": None, **states}
     told = lifecycle(instance, action.name, "error", after=after, request_id=action.id, fault=fault)
     given_back = []
+    if "explanation" in fault.facts:  # why no host was found is told with the action too
+        given_back.append(effects.record(action.id, {"explanation": fault.facts["explanation"]}))
     if "claim" in states and instance.claim:
         given_back += [*_given_back(instance), *_host_failed(action, instance.host)]
     return {

@@ -14,7 +14,7 @@ from virtfleet_common.records import Instance, QuotaHolder
 from virtfleet_common.states import VmState
 from virtfleet_common.store import InstanceQuery, Store
 
-_PAGE = 1000
+_PAGE = 200
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -12,7 +12,12 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 from virtfleet_common import dead_letters
+from virtfleet_common.auditor import AuditReport, as_lines
+from virtfleet_common.auditor import audit as claims_audit
 from virtfleet_common.errors import VirtfleetError
+from virtfleet_common.quota_audit import Findings, QuotaAudit
+from virtfleet_common.settings import CommonSettings
+from virtfleet_common.store import Store
 
 from virtfleet_local import credentials, guest_image
 from virtfleet_local.credentials import User
@@ -36,6 +41,7 @@ Data = Annotated[Path, typer.Option(envvar="VIRTFLEET_DATA", help="The folder th
 Ids = Annotated[list[str], typer.Argument(help="As `virtfleet letters list` shows them.")]
 Name = Annotated[str, typer.Argument(help="As `virtfleet status` shows it.")]
 _DATA = Path(".virtfleet")
+_AUDIT_GRACE = 5.0
 _console = Console()
 
 
@@ -174,6 +180,26 @@ def letters_replay(ids: Ids, data: Data = _DATA) -> None:
 def letters_drop(ids: Ids, data: Data = _DATA) -> None:
     """Throw letters away."""
     _letters_do("drop", ids, data)
+
+
+@app.command()
+def audit(data: Data = _DATA) -> None:
+    """Prove that what hosts and quotas hold is what the instances need; mend what leaked, name every difference."""
+    with _explained():
+        report, findings = asyncio.run(_audited(LocalFleet(data).file))
+    for line in as_lines(report):
+        _say(line)
+    for one in findings:
+        _say(f"quota of project {one.project_id} (mended): {one}")
+    raise typer.Exit(0 if not report.differences and not findings else 1)
+
+
+async def _audited(file: FleetFile) -> tuple[AuditReport, Sequence[Findings]]:
+    store = Store.connect(CommonSettings(mongodb_url=file.mongodb_url))
+    try:
+        return await claims_audit(store, grace=_AUDIT_GRACE), await QuotaAudit(store, _AUDIT_GRACE).run()
+    finally:
+        store.close()
 
 
 @_image.command("build")

@@ -6,7 +6,7 @@ from typing import Any
 from uuid import uuid5
 
 from virtfleet_common.actions import ACTIONS
-from virtfleet_common.errors import BadRequest
+from virtfleet_common.errors import BadRequest, Forbidden
 from virtfleet_common.failpoints import reach
 from virtfleet_common.ports import Clock
 from virtfleet_common.records import ActionState, Flavor, Image, Instance, NetworkPort
@@ -60,6 +60,8 @@ class Creator:
             raise BadRequest(
                 f"min_count must be at least 1, and max_count from min_count to {_MOST_AT_ONCE}.", rule="counts"
             )
+        if ":" in (request.availability_zone or "") and not who.is_admin:
+            raise Forbidden("Only an admin may name the host of a new instance.", rule="policy.create:forced_host")
         flavor = await self._flavor(request.flavor)
         image = await self._image(who, request.image, flavor)
         await self._check_group(who, request.hints)

@@ -40,6 +40,8 @@ from virtfleet_common.store.indexes import forget_after
 
 _TRIES = 50
 _DUPLICATE = 11000
+_AT_ONCE = 500
+"""Holders read in one piece, so that an audit does not keep the loop from other work for long."""
 
 
 class _Outcome(Enum):
@@ -96,7 +98,7 @@ class Quotas:
     @guarded
     async def holders(self, project_id: str) -> list[QuotaHolder]:
         """Everything that counts in a project."""
-        rows = self._holders.find({"project_id": project_id, "gone_at": None})
+        rows = self._holders.find({"project_id": project_id, "gone_at": None}, batch_size=_AT_ONCE)
         return [QuotaHolder.model_validate(row) async for row in rows]
 
     @guarded
@@ -252,7 +254,8 @@ class Quotas:
         """What the counters lack, by the holders and the pending changes of the same moment."""
         async with await self._database.client.start_session(snapshot=True) as session:
             row = await self._projects.find_one({"_id": project_id}, session=session)
-            rows = self._holders.find({"project_id": project_id, "gone_at": None}, session=session)
+            mine = {"project_id": project_id, "gone_at": None}
+            rows = self._holders.find(mine, batch_size=_AT_ONCE, session=session)
             sums = quota.summed([quota.total(QuotaHolder.model_validate(one)) async for one in rows])
             project = ProjectQuota.model_validate(row)
             ids = list(project.pending)
