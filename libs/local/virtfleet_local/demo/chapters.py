@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 from virtfleet_common.messages import CreateInstance, RebootInstance
 
-from virtfleet_local.demo import console_text, host_side
+from virtfleet_local.demo import console_text, host_side, moves
 from virtfleet_local.demo.sights import Sight
 from virtfleet_local.demo.stage import DEADLINE, Guest, Stage, demand
 
@@ -119,6 +119,21 @@ async def fall_back(stage: Stage) -> None:
     screen.saw(Sight.FORCED, f"domain {before.domain_id}, now {stage.running(guest).domain_id}")
 
 
+async def resize(stage: Stage) -> None:
+    """See `moves`."""
+    await moves.resize(stage, stage.guests[POLITE])
+
+
+async def migrate_and_return(stage: Stage) -> None:
+    """See `moves`."""
+    await moves.migrate_and_return(stage, stage.guests[POLITE])
+
+
+async def find_no_room(stage: Stage) -> None:
+    """See `moves`."""
+    await moves.find_no_room(stage, stage.guests[POLITE])
+
+
 async def delete(stage: Stage) -> None:
     """Nothing is left."""
     screen, ids = stage.screen, [guest.id for guest in stage.guests.values()]
@@ -158,6 +173,9 @@ STORY = (
     Chapter("Hard reboot", "Over AMQP. The guest is destroyed, and made anew from its record.", reboot_hard),
     Chapter("An agent dies", "In the middle of a hard reboot, with the old guest gone and no new one yet.", kill_agent),
     Chapter("A soft reboot by force", "`stubborn` does not listen, so the same action goes on hard.", fall_back),
+    Chapter("Resize", "Larger, on another host, disk and all. Its owner is content.", resize),
+    Chapter("Migrate, and back", "The same size, another host. Its owner takes it back.", migrate_and_return),
+    Chapter("No room", "A size that no host has. The refusal says why, host by host.", find_no_room),
     Chapter("Delete", "Over HTTP. Guests, disks, definitions and claims go; then the record says so.", delete),
 )
 

@@ -39,7 +39,7 @@ class Screen:
         colour = {"end": "green", "error": "red"}.get(str(data.get("phase")), "yellow")
         key = event.key.rpartition(".")[0]
         where = f"on {data['host']}" if data.get("host") else ""
-        self._line("[magenta]◂[/]", f"[{colour}]{key:<22}[/] {data['name']:<9} {_states(event):<38} {where}")
+        self._line("[magenta]◂[/]", f"[{colour}]{key:<28}[/] {data['name']:<9} {_states(event):<38} {where}")
 
     def saw(self, sight: Sight, details: str = "") -> None:
         """Something was observed."""

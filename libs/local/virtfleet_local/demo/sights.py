@@ -27,6 +27,15 @@ class Sight(StrEnum):
     FELL_BACK = "the action's history says soft_reboot_fell_back, and why"
     FORCED = "the guest was restarted by force: another domain, and ready again"
 
+    MOVED = "the guest was resized: larger, and on another host"
+    DATA_MOVED = "its disk came along: it finds the mark that its first boot left"
+    CONFIRMED = "the resize was confirmed, and the record says so at once"
+    SOURCE_CLEAN = "nothing of the guest is left on the host it came from"
+    MIGRATED = "the guest was migrated to another host"
+    TAKEN_BACK = "the migration was reverted: the guest runs where it was, and nowhere else"
+    EXPLAINED = "no host has room for a huge guest, and the refusal names filter, hosts and numbers"
+    UNHARMED = "the guest that found no room goes on as it was"
+
     DELETED = "the API knows neither guest any more"
     NO_PROCESS = "no guest process is left on any host"
     NO_FILE = "no disk, console log or domain definition of theirs is left"

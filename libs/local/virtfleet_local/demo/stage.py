@@ -1,6 +1,7 @@
 """What the story acts through: commands over AMQP and HTTP, events as they arrive, and waiting until it is so."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,13 @@ class Tale:
 
     async def end_of(self, action_id: str) -> FleetEvent:
         """The event that ends an action. Raises NotSeenError for an end in error, or when none comes."""
+        ending = await self.ending_of(action_id)
+        if ending.data["phase"] == "error":
+            raise NotSeenError(f"{ending.key} says: {ending.data['fault']}")
+        return ending
+
+    async def ending_of(self, action_id: str) -> FleetEvent:
+        """The event that ends an action, well or in error. Raises NotSeenError when none comes."""
         try:
             async with asyncio.timeout(DEADLINE), self._news:
                 await self._news.wait_for(lambda: self._lost or self.endings(action_id))
@@ -55,10 +63,7 @@ class Tale:
             raise NotSeenError(f"the action {action_id} did not end within {DEADLINE:.0f} s") from None
         if self._lost:
             raise NotSeenError(f"the events broke off: {self._lost}") from self._lost
-        ending = self.endings(action_id)[0]
-        if ending.data["phase"] == "error":
-            raise NotSeenError(f"{ending.key} says: {ending.data['fault']}")
-        return ending
+        return self.endings(action_id)[0]
 
     def endings(self, action_id: str) -> list[FleetEvent]:
         """The ends of an action that were told so far; there should be one."""
@@ -102,6 +107,19 @@ class Stage:
         """A request of the project's member; returns the action's id. Raises NotSeenError when it is refused."""
         answer = await self.http.post(path, json=body, headers={"X-Auth-Token": self.fleet.file.member_token})
         return _accepted(answer)
+
+    async def act(self, guest: Guest, body: Mapping[str, Any], *, as_admin: bool = False) -> str:
+        """An action on a guest, by the project's member or an administrator; returns the action's id."""
+        token = self.fleet.file.token if as_admin else self.fleet.file.member_token
+        path = f"/servers/{guest.id}/action"
+        self.screen.says(f"POST /v2.1{path} {json.dumps(body)}")
+        return _accepted(await self.http.post(path, json=body, headers={"X-Auth-Token": token}))
+
+    async def make_flavor(self, size: Mapping[str, Any]) -> str:
+        """An administrator makes a flavor; returns its id."""
+        headers = {"X-Auth-Token": self.fleet.file.token}
+        answer = await self.http.post("/flavors", json={"flavor": size}, headers=headers)
+        return str(answer.raise_for_status().json()["flavor"]["id"])
 
     async def delete(self, path: str) -> str:
         """As `post`."""
