@@ -40,7 +40,15 @@ CIVIL = {
     "VIRTFLEET_SHUTDOWN_RETRY": "2",
     "VIRTFLEET_MAX_ATTEMPTS": "2",
 }
-FLEETS = ("qemu_fleet", "echoing_fleet", "qemu_pair", "simulated_fleet", "echoing_simulation")
+FLEETS = (
+    "qemu_fleet",
+    "echoing_fleet",
+    "qemu_pair",
+    "simulated_fleet",
+    "echoing_simulation",
+    "two_hosts",
+    "four_hosts",
+)
 
 
 def pytest_configure() -> None:
@@ -48,6 +56,7 @@ def pytest_configure() -> None:
     orphans.adopt()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run side by side (`-n 2 --dist loadgroup`), tests of one fleet stay together; so do those of one file."""
     for item in items:

@@ -134,6 +134,7 @@ class Instance(Record):
     """One virtual machine: what it is, where it is, and what is being done to it.
 
     `epoch` grows whenever ownership moves, `rev` with every write; `claim` names the allocation that holds its place.
+    `accepted` are the ids of the latest actions: a command that comes again, however late, is known by it.
     """
 
     id: str = Field(alias="_id")
@@ -149,6 +150,7 @@ class Instance(Record):
     claim: str | None = None
     rev: int = 0
     action: ActionState | None = None
+    accepted: Sequence[str] = ()
     outbox: Sequence[Mapping[str, Any]] = ()
     flavor: Flavor
     old_flavor: Flavor | None = None

@@ -28,6 +28,8 @@ from virtfleet_api.create import CreateRequest, Creator
 from virtfleet_api.identity import Identity
 
 _TRIES = 20
+_REMEMBERED = 16
+"""Actions that an instance remembers to have accepted; the answers to older commands are kept in `replies`."""
 _HOST_STATE_KEPT = 1.0
 
 
@@ -45,10 +47,7 @@ class Acceptor:
 
     async def find(self, who: Identity, instance_id: str) -> Instance:
         """An instance that `who` may see. Raises NotFound, for another project's instance too."""
-        instance = await self._store.instances.get(instance_id)
-        if instance is None or instance.vm_state is VmState.DELETED or not _may_see(who, instance):
-            raise NotFound(f"Instance {instance_id} could not be found.", rule="instance_exists")
-        return instance
+        return _visible(who, instance_id, await self._store.instances.get(instance_id))
 
     async def act(
         self, who: Identity, instance_id: str, action: str, args: Mapping[str, Any], *, action_id: str
@@ -56,9 +55,10 @@ class Acceptor:
         """Accept `action` (a key of ACTIONS) on an instance; returns the instance as written."""
         spec = ACTIONS[action]
         for _ in range(_TRIES):
-            instance = await self.find(who, instance_id)
-            if await self._is_accepted(instance, action_id):
-                return instance
+            stored = await self._store.instances.get(instance_id)
+            if stored is not None and action_id in stored.accepted:
+                return stored
+            instance = _visible(who, instance_id, stored)
             await self._check(who, instance, spec)
             try:
                 return await self._write(who, instance, spec, args, action_id)
@@ -69,11 +69,6 @@ class Acceptor:
     async def create(self, who: Identity, request: CreateRequest, *, action_id: str) -> list[Instance]:
         """Accept a create: see `Creator.create`."""
         return await self._creator.create(who, request, action_id=action_id)
-
-    async def _is_accepted(self, instance: Instance, action_id: str) -> bool:
-        if instance.action is not None and instance.action.id == action_id:
-            return True
-        return any(effect.get("action_id") == action_id for effect in instance.outbox)
 
     async def _check(self, who: Identity, instance: Instance, spec: ActionSpec) -> None:
         require_role(who, spec.role, spec.name)
@@ -135,13 +130,13 @@ class Acceptor:
             return await self._relay.commit(
                 instance.id,
                 expect=_unchanged(instance),
-                set={"task_state": spec.first_task, "progress": 0, **turn.set},
+                set={"task_state": spec.first_task, "progress": 0, **_accepting(instance, action_id), **turn.set},
                 begin=action,
                 effects=[*superseded(instance, by=spec.name, now=now), *opening(instance, action), *turn.effects],
                 wait=READ_YOUR_WRITES,
             )
         except Mismatch as lost:
-            is_taken = lost.instance is not None and await self._is_accepted(lost.instance, action_id)
+            is_taken = lost.instance is not None and action_id in lost.instance.accepted
             if wanted is not None and not is_taken:  # else another copy of this command won
                 await self._budget.drop_increase(instance, action_id)
             raise
@@ -204,6 +199,7 @@ class Acceptor:
         by = (who.user_id, who.project_id)
         change = completed(instance, spec.name, action_id, by=by, at=now, set=fields, more=more)
         change["effects"] = [*ended, *change["effects"]]
+        change["set"] = {**change["set"], **_accepting(instance, action_id)}
         return await self._relay.commit(
             instance.id, expect=_unchanged(instance), end=end, wait=READ_YOUR_WRITES, **change
         )
@@ -228,6 +224,17 @@ def _unchanged(instance: Instance) -> Expect:
         action_id=instance.action.id if instance.action else None,
         rev=instance.rev,
     )
+
+
+def _accepting(instance: Instance, action_id: str) -> dict[str, list[str]]:
+    """The field that makes the acceptance of an action its only one."""
+    return {"accepted": [*instance.accepted[1 - _REMEMBERED :], action_id]}
+
+
+def _visible(who: Identity, instance_id: str, stored: Instance | None) -> Instance:
+    if stored is None or stored.vm_state is VmState.DELETED or not _may_see(who, stored):
+        raise NotFound(f"Instance {instance_id} could not be found.", rule="instance_exists")
+    return stored
 
 
 def _may_see(who: Identity, instance: Instance) -> bool:

@@ -111,9 +111,6 @@ class Intake:
             return [instance.id for instance in created]
         if not isinstance(command, InstanceCommand):
             raise BadMessage(f"{key} is not a command about an instance")
-        known = await self._store.actions.get(action_id)
-        if known is not None and known.start is not None:
-            return [command.instance_id]
         action, args = _as_action(command, key)
         await self._acceptor.act(who, command.instance_id, action, args, action_id=action_id)
         return [command.instance_id]
