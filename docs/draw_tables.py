@@ -1,13 +1,31 @@
 """Draws docs/tables.md from the action table and the step table: `python docs/draw_tables.py`."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from virtfleet_common.actions import ACTIONS, ActionSpec
 from virtfleet_common.states import TaskState
-from virtfleet_common.steps import STEPS, Executor, StepSpec
+from virtfleet_common.steps import STEPS, Executor, FailureRule, StepSpec
 
 PAGE = Path(__file__).with_name("tables.md")
+FOLLOWERS: Mapping[str, str] = {
+    "select": "create",
+    "select_destination": "prepare",
+    "prepare": "move",
+    "move": "finish",
+    "revert": "finish_revert",
+}
+"""The step that a step which worked hands over to. Steps that are not here end their action."""
+_RULES: Mapping[FailureRule, str] = {
+    FailureRule.KEEP: "vm_state kept",
+    FailureRule.OBSERVE: "error if the guest does not run, else vm_state kept",
+    FailureRule.RESCHEDULE: "the next host, up to `VIRTFLEET_MAX_ATTEMPTS`; then error",
+    FailureRule.ERROR: "error",
+    FailureRule.RESELECT: "another destination, up to `VIRTFLEET_MAX_ATTEMPTS`; then as abandon",
+    FailureRule.ABANDON: "the move is given up before the instance changed hands: vm_state kept, migration error",
+}
+_TRIED_AGAIN = {FailureRule.RESCHEDULE: "select", FailureRule.RESELECT: "select_destination"}
+"""The step that a step which failed hands over to, while there are hosts to try."""
 
 
 def page() -> str:
@@ -48,11 +66,17 @@ def _action_cells(spec: ActionSpec) -> list[str]:
 def _steps() -> Iterator[str]:
     yield "## Which step runs where"
     yield ""
-    yield "| step | executed by | task states | when it fails | recorded as |"
-    yield "| --- | --- | --- | --- | --- |"
+    yield "| step | executed by | task states | then | when it fails | recorded as |"
+    yield "| --- | --- | --- | --- | --- | --- |"
     for spec in STEPS.values():
-        path = " -> ".join(spec.path)
-        yield f"| {spec.name} | {_executor(spec)} | {path} | {spec.on_failure} | `{spec.record}` |"
+        path, then = " -> ".join(spec.path), FOLLOWERS.get(spec.name, "the end")
+        yield f"| {spec.name} | {_executor(spec)} | {path} | {then} | {spec.on_failure} | `{spec.record}` |"
+    yield ""
+    yield "What is done when a step fails; the action always ends with a fault, or tries the next host:"
+    yield ""
+    yield "| rule | what becomes of the instance |"
+    yield "| --- | --- |"
+    yield from (f"| {rule} | {meaning} |" for rule, meaning in _RULES.items())
 
 
 def _diagram() -> Iterator[str]:
@@ -66,9 +90,16 @@ def _diagram() -> Iterator[str]:
     for spec in STEPS.values():
         for before, after in zip(spec.path, spec.path[1:], strict=False):
             yield f"    {_node(before)} --> {_node(after)}: {spec.name}"
-        follower = "networking" if spec.name == "select" else "idle"
-        yield f"    {_node(spec.path[-1])} --> {follower}: end of {spec.name}"
+        yield f"    {_node(spec.path[-1])} --> {_node_after(spec)}: end of {spec.name}"
+        if spec.on_failure in _TRIED_AGAIN:
+            again = STEPS[_TRIED_AGAIN[spec.on_failure]]
+            yield f"    {_node(spec.path[-1])} --> {_node(again.path[0])}: {spec.name} failed, the next host"
     yield "```"
+
+
+def _node_after(spec: StepSpec) -> str:
+    follower = FOLLOWERS.get(spec.name)
+    return _node(STEPS[follower].path[0]) if follower else "idle"
 
 
 def _set(states: Iterable[str | None] | None) -> str:
