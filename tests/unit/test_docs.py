@@ -27,6 +27,11 @@ def test_a_drawn_page_is_what_its_script_draws_now(name: str) -> None:
     assert drawn.PAGE.read_text() == drawn.page(), f"run: python docs/{name}.py"
 
 
+def test_the_tables_know_every_step_that_is_handed_over_to() -> None:
+    services = "\n".join(path.read_text() for path in (ROOT / "services").rglob("*.py"))
+    assert set(re.findall(r'HandOver\(\s*"(\w+)"', services)) == set(script("draw_tables").FOLLOWERS.values())
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
