@@ -42,10 +42,14 @@ async def a_marked_guest(world: World) -> Instance:
 
 async def qemu_io(disk: Path, command: str) -> str:
     """What qemu-io says; the disk is a running guest's, which does not use it."""
-    process = await asyncio.create_subprocess_exec(
-        "qemu-io", "--image-opts", f"driver=qcow2,file.driver=file,file.filename={disk},file.locking=off",
-        "-c", command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
+    options = f"driver=qcow2,file.driver=file,file.filename={disk},file.locking=off"
+    return await run("qemu-io", "--image-opts", options, "-c", command)
+
+
+async def run(*command: str) -> str:
+    """What a program prints; it must end well."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=asyncio.subprocess.STDOUT)
     output, _ = await process.communicate()
     assert process.returncode == 0, output.decode()
     return output.decode()
@@ -77,8 +81,8 @@ async def decide(world: World, command: Command, instance_id: str) -> None:
 
 async def all_is_clean(world: World, instance_id: str) -> Instance:
     """The guest exists once, with its data; no host holds anything else of it, on disk or in its books."""
-    async for _ in polling("the leftovers to be cleaned"):
-        if not await world.store.cleanups.find():
+    async for _ in polling("the leftovers to be cleaned and their places given back"):
+        if not await world.store.cleanups.find() and await books_balance(world, instance_id):
             break
     instance = await world.instance(instance_id)
     assert (instance.vm_state, instance.power_state, instance.move) == (VmState.ACTIVE, PowerState.RUNNING, None)
@@ -86,10 +90,18 @@ async def all_is_clean(world: World, instance_id: str) -> Instance:
     assert "Pattern verification failed" not in await qemu_io(disk_of(world, instance), "read -P 0xa5 5M 64k")
     left = [path.name for path in world.fleet.data.glob(f"hosts/*/instances/*{instance_id}*")]
     assert left == [instance_id]
-    for name in world.fleet.file.hosts:
-        held = [(one.instance_id, one.ram_mb) for one in (await world.host(name)).allocations]
-        assert held == ([(instance_id, instance.flavor.ram_mb)] if name == instance.host else [])
     return instance
+
+
+async def books_balance(world: World, instance_id: str) -> bool:
+    """Whether the guest's host holds its place, at its size, and nobody anything else."""
+    instance = await world.instance(instance_id)
+    held = {
+        name: [(one.instance_id, one.ram_mb) for one in (await world.host(name)).allocations]
+        for name in world.fleet.file.hosts
+    }
+    wanted = [(instance_id, instance.flavor.ram_mb)]
+    return all(held[name] == (wanted if name == instance.host else []) for name in held)
 
 
 def executor_of(step: str, source: str) -> str:
@@ -147,3 +159,36 @@ async def test_a_revert_ends_although_its_executor_died(movers: World, step: str
     assert ending == "end"
     back = await all_is_clean(movers, instance.id)
     assert (back.host, back.flavor.id) == (source, "1")
+
+
+async def stays_as_it_was(world: World, instance: Instance) -> str:
+    """A resize that fails: the guest runs on its source with its data, no trace is left. Returns the fault's code."""
+    async with world.story() as story:
+        accepted = await world.client.command(ResizeInstance(instance_id=instance.id, flavor="2"))
+        await story.ends(instance.id)
+        assert story.endings(accepted.action_id) == ["error"]
+    after = await all_is_clean(world, instance.id)
+    assert (after.host, after.flavor.id, after.task_state) == (instance.host, "1", None)
+    (migration, *_) = await world.store.migrations.find({"instance_id": instance.id})
+    assert migration.status == "error"
+    assert after.fault is not None
+    return str(after.fault.facts.get("code") or after.fault.code)
+
+
+async def test_a_transfer_that_breaks_leaves_the_guest_running_on_its_source(movers: World) -> None:
+    instance = await a_marked_guest(movers)
+    movers.arm("hypervisor.send_disk", "raise")
+    await stays_as_it_was(movers, instance)
+
+
+async def test_a_full_disk_on_the_destination_leaves_the_guest_running_on_its_source(movers: World) -> None:
+    instance = await a_marked_guest(movers)
+    await qemu_io(disk_of(movers, instance), "write -P 0x77 64M 64M")
+    other = {"host-1": "host-2", "host-2": "host-1"}[str(instance.host)]
+    folder = movers.fleet.data / "hosts" / other / "instances"
+    folder.mkdir(parents=True, exist_ok=True)
+    await run("mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder))
+    try:
+        assert await stays_as_it_was(movers, instance) == "destination_full"
+    finally:
+        await run("umount", "--lazy", str(folder))
