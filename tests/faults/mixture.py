@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from uuid import uuid4
 
 from virtfleet_common.client import FleetClient
 from virtfleet_common.errors import Unroutable
@@ -60,7 +61,7 @@ async def crowd_of(world: World, count: int) -> Sequence[str]:
 
 async def send(client: FleetClient, command: Command) -> CommandAccepted:
     """Send a command and insist on an answer, as a program does that has a broker to wait for."""
-    id_ = f"test-{id(command)}-{command}"
+    id_ = uuid4().hex
     async with asyncio.timeout(DEADLINE):
         while True:
             try:
