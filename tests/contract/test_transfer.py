@@ -547,6 +547,19 @@ async def test_what_is_set_aside_can_be_put_back(real: LibvirtHypervisor, embed_
 
 
 @pytest.mark.qemu
+async def test_a_disk_set_aside_by_a_move_that_was_given_up_is_taken_back(
+    real: LibvirtHypervisor, embed_root: Path
+) -> None:
+    layout, instance = Layout(embed_root / "state"), an_instance()
+    await real.create_disk(instance)
+    number = layout.disk(instance.id).stat().st_ino
+    await real.set_aside(instance.id)
+    await real.create_disk(instance)
+    assert layout.disk(instance.id).stat().st_ino == number
+    assert not layout.aside(instance.id).exists()
+
+
+@pytest.mark.qemu
 async def test_one_disk_is_never_lost_to_another(real: LibvirtHypervisor, embed_root: Path) -> None:
     layout, instance = Layout(embed_root / "state"), an_instance()
     with faulty("no_disk"):
@@ -555,7 +568,7 @@ async def test_one_disk_is_never_lost_to_another(real: LibvirtHypervisor, embed_
         await real.put_back(instance.id)
     await real.create_disk(instance)
     await real.set_aside(instance.id)
-    await real.create_disk(instance)
+    shutil.copytree(layout.aside(instance.id), layout.instance(instance.id))
     with faulty("aside_exists"):
         await real.set_aside(instance.id)
     with faulty("disk_exists"):

@@ -322,11 +322,9 @@ class StepExecutor:
         if run.spec.on_failure in _RETRIED and self._may_try_another_host(run, error):
             retried = rescheduled if run.spec.on_failure is FailureRule.RESCHEDULE else reselected
             return retried(run.instance, run.action, fault)
-        if run.spec.on_failure in (FailureRule.RESELECT, FailureRule.ABANDON):
-            turn = moves.abandoned(run.instance, fault.created)
-            broken = {"vm_state": VmState.ERROR} if isinstance(error, NotCleaned) else {}
-            return failed(run.instance, run.action, fault, {**turn.set, **broken}, turn.effects)
-        return failed(run.instance, run.action, fault, await self._states_after(run, error))
+        turn = moves.given_up(run.instance, run.spec.name, fault.created, is_put_back=not isinstance(error, NotCleaned))
+        states = {**await self._states_after(run, error), **turn.set}
+        return failed(run.instance, run.action, fault, states, turn.effects)
 
     def _may_try_another_host(self, run: StepRun, error: Exception) -> bool:
         tried = len(run.action.notes.get("excluded", ())) + 1
@@ -337,7 +335,7 @@ class StepExecutor:
     async def _states_after(self, run: StepRun, error: Exception) -> dict[str, Any]:
         """The fields that a failed step leaves, by its failure rule."""
         match run.spec.on_failure:
-            case FailureRule.KEEP:
+            case FailureRule.KEEP | FailureRule.RESELECT | FailureRule.ABANDON:
                 return {}
             case FailureRule.OBSERVE:
                 return await self._observed(run.instance.id)

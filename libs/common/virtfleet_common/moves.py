@@ -86,6 +86,28 @@ def abandoned(instance: Instance, at: datetime) -> Turn:
     return Turn(fields, told)
 
 
+def given_up(instance: Instance, step: str, at: datetime, *, is_put_back: bool) -> Turn:
+    """What a step of a move leaves when it fails for good or its time is over; nothing for a step of no move.
+
+    Before the switch the move is abandoned, and the guest is what it was if it `is_put_back`. After the switch, both
+    copies stay, and the owner may still take it back. On the way back it is the source's, whatever the guest does.
+    """
+    broken = {"vm_state": VmState.ERROR}
+    match step:
+        case "select_destination" | "prepare":
+            return abandoned(instance, at)
+        case "move":
+            turn = abandoned(instance, at)
+            return turn if is_put_back else Turn({**turn.set, **broken}, turn.effects)
+        case "finish":
+            return Turn(broken)
+        case "finish_revert" if instance.move is not None:
+            turn = reverted(instance, instance.move, at)
+            return Turn({**turn.set, **broken}, turn.effects)
+        case _:
+            return Turn({})
+
+
 def switched(instance: Instance, move: Move, at: datetime, *, is_shared: bool) -> Turn:
     """The instance changes hands: host, epoch, claim and flavor, all in one write."""
     fields = {

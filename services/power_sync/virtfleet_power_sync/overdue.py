@@ -82,9 +82,11 @@ class Overdue:
     async def _end(self, instance: Instance, action: ActionState) -> None:
         age = (datetime.now(UTC) - action.started_at).total_seconds()
         fault = fault_of(TimedOut(f"{action.name} did not end within {age:.0f} s", rule="action_timeout"), None)
-        states = {"vm_state": VmState.ERROR} if instance.vm_state is VmState.BUILDING else {}
+        unborn = {"vm_state": VmState.ERROR} if instance.vm_state is VmState.BUILDING else {}
+        turn = moves.given_up(instance, action.step.name, fault.created, is_put_back=False)
+        change = failed(instance, action, fault, {**unborn, **turn.set}, turn.effects)
         try:
-            await self._relay.commit(instance.id, expect=_as_read(action), **failed(instance, action, fault, states))
+            await self._relay.commit(instance.id, expect=_as_read(action), **change)
         except Mismatch as mismatch:
             log.info("action.not_ended", instance_id=instance.id, why=str(mismatch))
 

@@ -25,11 +25,15 @@ class Disks:
         self._limit = limit
 
     async def create(self, instance: Instance) -> None:
-        """Have the disk and what it lies over. A disk that is there is kept and only grown.
+        """Have the disk and what it lies over. A disk that is there is kept and only grown; one that a move had set
+        aside, and that was given up since, is taken back: no guest ever finds a fresh disk in place of its own.
 
         One that came from another host lies over nothing, and needs no more of its image than what boots it.
         """
         disk = self._layout.disk(instance.id)
+        if not disk.exists() and self._layout.aside(instance.id).is_dir():
+            shutil.rmtree(disk.parent, ignore_errors=True)
+            self._layout.aside(instance.id).rename(disk.parent)
         found = qcow2.read(disk) if disk.exists() else None
         if instance.image is not None:
             await self._images.fetch(instance.image, is_base_needed=found is None or found.backing is not None)
