@@ -110,6 +110,10 @@ class Hypervisor(Protocol):
         """The paths of the instance's block devices that are surely gone. Raises when it cannot tell."""
         ...
 
+    async def missing_networks(self, instance: Instance) -> Sequence[str]:
+        """The libvirt networks and bridges of the instance that this host surely lacks. Raises when it cannot tell."""
+        ...
+
     async def define(self, instance: Instance) -> None:
         """Define the domain from the record alone (flavor, image, devices, networks), with epoch and action id."""
         ...

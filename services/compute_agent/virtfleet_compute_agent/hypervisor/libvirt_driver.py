@@ -17,7 +17,7 @@ from virtfleet_common.records import Image, Instance, Resources
 from virtfleet_common.settings import AgentSettings
 from virtfleet_common.states import PowerState
 
-from virtfleet_compute_agent.hypervisor import aside, console, disks
+from virtfleet_compute_agent.hypervisor import aside, console, disks, networks
 from virtfleet_compute_agent.hypervisor.connection import Connection, is_kvm_usable
 from virtfleet_compute_agent.hypervisor.domain_xml import Platform, build_domain, mark_of
 from virtfleet_compute_agent.hypervisor.events import EventHub
@@ -104,6 +104,12 @@ class LibvirtHypervisor:
         if self._connection.is_simulated or not instance.block_devices:
             return ()
         return await self._file_call("lost_volumes", lambda: disks.lost_volumes(instance))
+
+    async def missing_networks(self, instance: Instance) -> Sequence[str]:
+        """The instance's networks and bridges that this host does not have; none on a simulated host."""
+        if self._connection.is_simulated or not instance.networks:
+            return ()
+        return await self._call("missing_networks", lambda: networks.missing(self._connection.get(), instance))
 
     async def define(self, instance: Instance) -> None:
         """Define the domain from the record; an existing definition is replaced."""

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 
 from virtfleet_common import moves
-from virtfleet_common.errors import Faulty, LostOwnership
+from virtfleet_common.errors import Faulty, HypervisorFault, LostOwnership
 from virtfleet_common.events import lifecycle, settled
 from virtfleet_common.executor import StepRun
 from virtfleet_common.failpoints import reach
@@ -37,6 +37,9 @@ async def prepare(host: HostContext, run: StepRun) -> HandOver:
     await host.clean(instance.id)
     if await host.hypervisor.observe(instance.id) is not None:
         raise NotCleaned("a guest of this id is here already", host=move.destination)
+    missing = await host.hypervisor.missing_networks(instance)
+    if missing:
+        raise HypervisorFault(f"this host has no network {', '.join(missing)}", operation="prepare", code="no_network")
     reach("prepare.middle")
     await host.hypervisor.probe_shared(move.id)
     export = await host.hypervisor.open_export(instance, move.id)
