@@ -107,6 +107,20 @@ async def test_a_hard_reboot_takes_over_a_soft_one(world: World) -> None:
     await record_is_true(world)
 
 
+async def test_a_second_delete_joins_the_first(crowd: World) -> None:
+    (id_,) = await crowd_of(crowd, 1)
+    chronicle = Chronicle(crowd.fleet)
+    crowd.arm("hypervisor.destroy", "hang")
+    first = await crowd.client.command(DeleteInstance(instance_id=id_))
+    await crowd.taken("hypervisor.destroy")
+    assert await crowd.client.command(DeleteInstance(instance_id=id_)) == first
+    assert (await crowd.ask("DELETE", f"/v2.1/servers/{id_}")).status_code == 204
+    crowd.release("hypervisor.destroy")
+    assert (await crowd.action(first.action_id)).result == "Success"
+    await ended_once(crowd, chronicle, {first.action_id})
+    assert [one.action for one in await crowd.store.actions.find(id_)] == ["delete", "create"]
+
+
 @pytest.mark.parametrize("command", [RebootInstance, StopInstance])
 async def test_a_delete_takes_over_anything(world: World, command: type[RebootInstance | StopInstance]) -> None:
     instance = await world.create()

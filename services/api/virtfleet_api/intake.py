@@ -93,27 +93,29 @@ class Intake:
         action_id = f"req-{uuid5(NAMESPACE, message_id)}"
         try:
             who = await self._identify(delivery.user_id)
-            instance_ids = await self._accept(who, command, delivery.key, action_id)
+            accepted = await self._accept(who, command, delivery.key, action_id)
         except Refused as refusal:
             rejected = CommandRejected(code=refusal.code, rule=refusal.rule, message=refusal.message, hint=refusal.hint)
             return self._reply(message_id, rejected)
-        return self._reply(message_id, CommandAccepted(action_id=action_id, instance_ids=instance_ids))
+        return self._reply(message_id, accepted)
 
     def _reply(self, message_id: str, answer: CommandAccepted | CommandRejected) -> Reply:
         word = "accepted" if isinstance(answer, CommandAccepted) else "rejected"
         data = answer.model_dump(mode="json")
         return Reply(id=message_id, type=f"virtfleet.command.{word}", data=data, at=self._clock.now())
 
-    async def _accept(self, who: Identity, command: Command, key: str, action_id: str) -> list[str]:
+    async def _accept(self, who: Identity, command: Command, key: str, action_id: str) -> CommandAccepted:
         if isinstance(command, CreateInstance):
             fields = command.model_dump()
             created = await self._acceptor.create(who, CreateRequest(**fields), action_id=action_id)
-            return [instance.id for instance in created]
+            return CommandAccepted(action_id=action_id, instance_ids=[instance.id for instance in created])
         if not isinstance(command, InstanceCommand):
             raise BadMessage(f"{key} is not a command about an instance")
         action, args = _as_action(command, key)
-        await self._acceptor.act(who, command.instance_id, action, args, action_id=action_id)
-        return [command.instance_id]
+        instance = await self._acceptor.act(who, command.instance_id, action, args, action_id=action_id)
+        if action == "delete" and instance.action is not None:  # ours, or the one that it joins
+            action_id = instance.action.id
+        return CommandAccepted(action_id=action_id, instance_ids=[command.instance_id])
 
     async def _identify(self, user_id: str | None) -> Identity:
         if user_id is None:
