@@ -77,11 +77,18 @@ async def test_a_command_sent_fifty_times_at_once_is_answered_alike_and_done_onc
 async def test_a_refusal_is_kept_too(crowd: World) -> None:
     (id_,) = await crowd_of(crowd, 1)
     await crowd.action((await stop(crowd, id_)).action_id)
-    for _ in range(2):
-        with pytest.raises(Conflict, match="vm_state stopped") as refused:
-            await crowd.client.command(StopInstance(instance_id=id_), message_id=f"refused-{id_}")
-        assert refused.value.rule == "stop.vm_state"
-        await crowd.act(id_, {"os-start": None})  # what would be accepted now stays refused
+    await refused_to_stop(crowd, id_)
+    started = await crowd.act(id_, {"os-start": None})
+    await crowd.action(started.headers["x-openstack-request-id"])
+    await refused_to_stop(crowd, id_)  # what would be accepted now, under another message id
+    assert [one.action for one in await crowd.store.actions.find(id_)] == ["start", "stop", "create"]
+
+
+async def refused_to_stop(world: World, id_: str) -> None:
+    """The same message, the same answer."""
+    with pytest.raises(Conflict, match="vm_state stopped") as refused:
+        await world.client.command(StopInstance(instance_id=id_), message_id=f"refused-{id_}")
+    assert refused.value.rule == "stop.vm_state"
 
 
 async def test_the_same_message_id_of_another_user_is_another_message(crowd: World) -> None:

@@ -6,6 +6,7 @@ import pytest
 from virtfleet_common.messages import Command, CreateInstance, DeleteInstance, RebootInstance, StopInstance
 from virtfleet_common.states import PowerState, VmState
 
+from tests.witness import everything_is_delivered
 from tests.world import World
 
 POINTS = ["before_claim", "after_claim", "middle", "before_finish"]
@@ -77,6 +78,7 @@ async def test_a_delete_leaves_nothing_although_the_agent_died(world: World, poi
     instance = await world.create()
     before = await world.host()
     _, ending, _ = await suffer(world, "delete", point, DeleteInstance(instance_id=instance.id))
+    await everything_is_delivered(world)
     gone, host = await world.instance(instance.id), await world.host()
     assert (ending, gone.vm_state) == ("end", VmState.DELETED)
     assert not world.guests(instance.id)
