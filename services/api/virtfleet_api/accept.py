@@ -11,6 +11,7 @@ from typing import Any
 
 from virtfleet_common import effects, moves, quota
 from virtfleet_common.actions import ACTIONS, ActionSpec, HostNeed
+from virtfleet_common.beginning import accepting, begin, begun, superseded, unchanged
 from virtfleet_common.effects import Effect
 from virtfleet_common.errors import Conflict, Forbidden, NotFound
 from virtfleet_common.outcomes import completed
@@ -19,17 +20,15 @@ from virtfleet_common.records import ActionState, Flavor, Instance
 from virtfleet_common.relay import Relay
 from virtfleet_common.settings import ApiSettings
 from virtfleet_common.states import HostState, TaskState, VmState
-from virtfleet_common.store import Expect, Mismatch, Store
+from virtfleet_common.store import Mismatch, Store
 
 from virtfleet_api import resize
-from virtfleet_api.begin import READ_YOUR_WRITES, begin, opening, require_role, superseded
+from virtfleet_api.begin import READ_YOUR_WRITES, require_role
 from virtfleet_api.budget import Budget
 from virtfleet_api.create import CreateRequest, Creator
 from virtfleet_api.identity import Identity
 
 _TRIES = 20
-_REMEMBERED = 16
-"""Actions that an instance remembers to have accepted; the answers to older commands are kept in `replies`."""
 _HOST_STATE_KEPT = 1.0
 
 
@@ -121,19 +120,15 @@ class Acceptor:
         self, who: Identity, instance: Instance, spec: ActionSpec, args: Mapping[str, Any], action_id: str
     ) -> Instance:
         now, timeout = self._clock.now(), self._settings.action_timeout
-        action = begin(who, spec, instance.host, instance.vm_state, action_id, args, now, timeout)
+        by = (who.user_id, who.project_id)
+        action = begin(spec, instance, action_id, by=by, at=now, timeout=timeout, args=args)
         action, turn = await self._turn(instance, spec, action, args)
         wanted = turn.set.get("new_flavor")
         if wanted is not None:
             await self._budget.hold_increase(instance, Flavor.model_validate(wanted), action_id)
         try:
             return await self._relay.commit(
-                instance.id,
-                expect=_unchanged(instance),
-                set={"task_state": spec.first_task, "progress": 0, **_accepting(instance, action_id), **turn.set},
-                begin=action,
-                effects=[*superseded(instance, by=spec.name, now=now), *opening(instance, action), *turn.effects],
-                wait=READ_YOUR_WRITES,
+                instance.id, wait=READ_YOUR_WRITES, **begun(instance, spec, action, turn.set, turn.effects)
             )
         except Mismatch as lost:
             is_taken = lost.instance is not None and action_id in lost.instance.accepted
@@ -199,9 +194,9 @@ class Acceptor:
         by = (who.user_id, who.project_id)
         change = completed(instance, spec.name, action_id, by=by, at=now, set=fields, more=more)
         change["effects"] = [*ended, *change["effects"]]
-        change["set"] = {**change["set"], **_accepting(instance, action_id)}
+        change["set"] = {**change["set"], **accepting(instance, action_id)}
         return await self._relay.commit(
-            instance.id, expect=_unchanged(instance), end=end, wait=READ_YOUR_WRITES, **change
+            instance.id, expect=unchanged(instance), end=end, wait=READ_YOUR_WRITES, **change
         )
 
     async def _is_beyond_reach(self, instance: Instance) -> bool:
@@ -215,20 +210,6 @@ def wrong_state(spec: ActionSpec, instance: Instance) -> tuple[str, str | None] 
     if spec.task_states is not None and instance.task_state not in spec.task_states:
         return "task_state", instance.task_state
     return None
-
-
-def _unchanged(instance: Instance) -> Expect:
-    return Expect(
-        task_states=frozenset({instance.task_state}),
-        vm_states=frozenset({instance.vm_state}),
-        action_id=instance.action.id if instance.action else None,
-        rev=instance.rev,
-    )
-
-
-def _accepting(instance: Instance, action_id: str) -> dict[str, list[str]]:
-    """The field that makes the acceptance of an action its only one."""
-    return {"accepted": [*instance.accepted[1 - _REMEMBERED :], action_id]}
 
 
 def _visible(who: Identity, instance_id: str, stored: Instance | None) -> Instance:

@@ -6,6 +6,7 @@ from typing import Any
 from uuid import uuid5
 
 from virtfleet_common.actions import ACTIONS
+from virtfleet_common.beginning import begin, opening
 from virtfleet_common.errors import BadRequest, Forbidden
 from virtfleet_common.failpoints import reach
 from virtfleet_common.ports import Clock
@@ -15,7 +16,7 @@ from virtfleet_common.settings import ApiSettings
 from virtfleet_common.states import TaskState, VmState
 from virtfleet_common.store import Mismatch, Store
 
-from virtfleet_api.begin import NAMESPACE, READ_YOUR_WRITES, begin, opening, require_role
+from virtfleet_api.begin import NAMESPACE, READ_YOUR_WRITES, require_role
 from virtfleet_api.budget import Budget
 from virtfleet_api.identity import Identity
 
@@ -77,9 +78,6 @@ class Creator:
         id_ = str(uuid5(NAMESPACE, f"{first_id}/{number}"))
         action_id = first_id if number == 0 else f"req-{uuid5(NAMESPACE, f'{first_id}/action/{number}')}"
         now = self._clock.now()
-        action = begin(
-            who, ACTIONS["create"], None, VmState.BUILDING, action_id, {}, now, self._settings.action_timeout
-        )
         instance = Instance(
             id=id_,
             name=request.name if request.max_count == 1 else f"{request.name}-{number + 1}",
@@ -87,7 +85,6 @@ class Creator:
             user_id=who.user_id,
             vm_state=VmState.BUILDING,
             task_state=TaskState.SCHEDULING,
-            action=action,
             flavor=flavor,
             image=image,
             networks=[_port(id_, i, asked) for i, asked in enumerate(request.networks)],
@@ -100,7 +97,9 @@ class Creator:
             created_at=now,
             updated_at=now,
         )
-        return instance, action
+        by = (who.user_id, who.project_id)
+        action = begin(ACTIONS["create"], instance, action_id, by=by, at=now, timeout=self._settings.action_timeout)
+        return instance.model_copy(update={"action": action}), action
 
     async def _insert(self, instance: Instance, action: ActionState) -> Instance:
         try:
