@@ -29,6 +29,4 @@ def a_host(name: str = "host-1", **more: Any) -> Host:
     """A host that is up and empty."""
     room = Resources(vcpus=16, ram_mb=16384, disk_gb=100)
     known = {"boot_id": "boot", "last_seen": NOW, "limits": room, "free": room}
-    return Host(id=name, uuid=f"uuid-{name}", **known, **{} if not more else {}) if not more else Host(
-        id=name, uuid=f"uuid-{name}", **{**known, **more}
-    )
+    return Host(id=name, uuid=f"uuid-{name}", **{**known, **more})
