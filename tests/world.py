@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Self
 
@@ -125,8 +125,18 @@ class World:
 
     def guests(self, instance_id: str) -> dict[int, psutil.Process]:
         """The QEMU processes of an instance, by pid, on any host."""
-        found = machines.guests(self.fleet.data)
-        return {process.pid: process for process in found if instance_id in " ".join(process.cmdline())}
+        return {process.pid: process for process, command in self._guests() if instance_id in command}
+
+    def places(self, instance_id: str) -> list[str]:
+        """The hosts on which an instance has a QEMU process."""
+        commands = [command for _, command in self._guests() if instance_id in command]
+        return [host for host in self.fleet.file.hosts for command in commands if f"/{host}/" in command]
+
+    def _guests(self) -> Iterator[tuple[psutil.Process, str]]:
+        """Every QEMU process and its command line; one that ends meanwhile is none."""
+        for process in machines.guests(self.fleet.data):
+            with suppress(psutil.NoSuchProcess, FileNotFoundError):
+                yield process, " ".join(process.cmdline())
 
     @asynccontextmanager
     async def story(self) -> AsyncIterator["Story"]:
