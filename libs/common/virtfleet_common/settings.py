@@ -126,6 +126,14 @@ class PowerSyncSettings(CommonSettings):
     host_unknown_after: float = Field(15.0, description="three missed heartbeats")
     host_down_after: float = Field(30.0, description="a host that was silent for so long is down")
     mass_loss_fraction: float = Field(0.5, description="more hosts than this lost together: our own network is suspect")
+    on_guest_poweroff: Literal["stop", "restart"] = Field(
+        "stop", description="an active guest that is off: on record as stopped, or started again (metadata may differ)"
+    )
+    on_unexpected_running: Literal["adopt", "enforce"] = Field(
+        "adopt", description="a stopped guest that runs: on record as active, or stopped again (metadata may differ)"
+    )
+    policy_pause: float = Field(10.0, description="the pause before a second restart; each further one doubles it")
+    policy_memory: float = Field(3600.0, description="earlier restarts count towards the pause for so long")
     missing_confirmations: int = Field(3, description="complete listings that must miss a guest before it is missing")
     host_write_interval: float = Field(0.2, description="heartbeats are gathered for so long into one bulk write")
     confirm_interval: float = Field(5.0, description="how often overdue confirmations are looked for")
