@@ -1,5 +1,6 @@
 """What the record wants against what a guest does: restarted, stopped again, or let be; and guests nobody knows."""
 
+import asyncio
 from typing import Any
 from uuid import uuid4
 
@@ -143,10 +144,10 @@ async def test_what_happened_while_power_sync_was_dead_is_on_record_when_it_is_b
     await host.listing({stopped.id: P.RUNNING, moved.id: P.RUNNING})
     await host.is_heard()
     fleet = host.world.fleet
-    fleet.kill_service("power-sync")
+    await asyncio.to_thread(fleet.kill_service, "power-sync")
     await host.world.store.instances.transition(moved.id, expect=Expect(), set={"power_state": P.SHUTDOWN})
     async with host.world.client.subscribed("instance.power.*.*") as told:
-        fleet.start_service("power-sync")
+        await asyncio.to_thread(fleet.start_service, "power-sync")
         async for _ in polling("what is listed to be compared with the record"):
             await host.listing({stopped.id: P.SHUTOFF, moved.id: P.RUNNING})
             if (await host.world.instance(stopped.id)).vm_state is V.STOPPED:
@@ -154,3 +155,17 @@ async def test_what_happened_while_power_sync_was_dead_is_on_record_when_it_is_b
         events = {(await anext(told)).data["instance_id"] for _ in range(2)}
     assert events == {stopped.id, moved.id}
     assert (await host.world.instance(moved.id)).power_state is P.RUNNING
+
+
+async def test_the_record_is_followed_again_after_the_database_was_away(host: Spoken) -> None:
+    instance = await host.instance()
+    await host.listing({instance.id: P.RUNNING})
+    await host.is_heard()
+    await asyncio.to_thread(host.world.fleet.database.kill)
+    await asyncio.to_thread(host.world.fleet.database.start)
+    changed = {"vm_state": V.STOPPED, "power_state": P.SHUTDOWN}
+    await host.world.store.instances.transition(instance.id, expect=Expect(), set=changed)
+    async for _ in polling("the change to be seen, though the listing is as before"):
+        await host.listing({instance.id: P.RUNNING})
+        if (await host.world.instance(instance.id)).vm_state is V.ACTIVE:
+            break

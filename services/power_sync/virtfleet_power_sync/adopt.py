@@ -6,6 +6,7 @@ written, and the next heartbeat says it again. Why it is safe: a report that was
 was written is no news, an instance in an action is left to it, and a remedy is an action as any other: it ends.
 """
 
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -61,25 +62,24 @@ class Adopter:
     async def _change(self, instance: Instance, difference: Difference, fields: dict[str, Any]) -> Change | None:
         """The write; None where there is nothing new to say and it is too early for another remedy."""
         told = [power_changed(instance, difference.word, after=difference.set)] if difference.is_news else []
-        if difference.remedy is not None and await self._is_due(instance, difference.remedy):
-            return self._remedied(instance, difference.remedy, fields, told)
+        if difference.remedy is not None:
+            now = self._clock.now()
+            due = due_at(await self._store.actions.find(instance.id, _HISTORY), difference.remedy, now, self._settings)
+            if due <= now:
+                return self._remedied(instance, difference.remedy, fields, told, now)
+            if difference.is_news:
+                log.info("remedy.put_off", instance_id=instance.id, remedy=difference.remedy, until=due.isoformat())
         if not difference.is_news:
             return None
         expect = Expect(task_states=frozenset({None}), host=instance.host, epoch=instance.epoch, rev=instance.rev)
         return {"expect": expect, "set": fields, "effects": told}
 
-    def _remedied(self, instance: Instance, remedy: str, fields: dict[str, Any], told: list[Effect]) -> Change:
-        by = (SYSTEM, instance.project_id)
-        now, timeout = self._clock.now(), self._settings.action_timeout
-        action = begin(ACTIONS[remedy], instance, action_id(instance, remedy), by=by, at=now, timeout=timeout)
+    def _remedied(
+        self, instance: Instance, remedy: str, fields: dict[str, Any], told: list[Effect], now: datetime
+    ) -> Change:
+        id_, by, timeout = action_id(instance, remedy), (SYSTEM, instance.project_id), self._settings.action_timeout
+        action = begin(ACTIONS[remedy], instance, id_, by=by, at=now, timeout=timeout)
         return begun(instance, ACTIONS[remedy], action, fields, told)
-
-    async def _is_due(self, instance: Instance, remedy: str) -> bool:
-        now = self._clock.now()
-        due = due_at(await self._store.actions.find(instance.id, _HISTORY), remedy, now, self._settings)
-        if due > now:
-            log.info("remedy.put_off", instance_id=instance.id, remedy=remedy, until=due.isoformat())
-        return due <= now
 
     def _policies(self, instance: Instance) -> Policies:
         policies = Policies.of(instance.metadata, self._settings)

@@ -15,7 +15,7 @@ from pymongo.errors import PyMongoError
 
 from virtfleet_common.errors import StoreUnavailable
 from virtfleet_common.records import Instance
-from virtfleet_common.states import PowerState, TaskState, VmState
+from virtfleet_common.states import PowerState, VmState
 from virtfleet_common.store.guard import guarded
 from virtfleet_common.store.stream import LONGEST_WAIT_MS, told
 
@@ -32,7 +32,7 @@ class Recorded:
     id: str
     host: str
     vm_state: VmState
-    task_state: TaskState | None
+    task_state: str | None
     power_state: PowerState
     seen: tuple[str, int] | None
 
@@ -100,7 +100,7 @@ def _recorded(row: Mapping[str, Any]) -> Recorded:
         row["_id"],
         intern(row["host"]),
         VmState(row["vm_state"]),
-        TaskState(row["task_state"]) if row.get("task_state") else None,
+        row["task_state"],
         PowerState(row["power_state"]),
         (intern(seen["boot"]), seen["sequence"]) if seen else None,
     )
