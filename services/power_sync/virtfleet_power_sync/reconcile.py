@@ -14,7 +14,7 @@ from virtfleet_common.store.instance_feed import Recorded
 from virtfleet_power_sync.policies import ADOPTING, Policies
 
 V, P = VmState, PowerState
-_ADOPTED: Mapping[tuple[VmState, PowerState], VmState] = {
+ADOPTED: Mapping[tuple[VmState, PowerState], VmState] = {
     (V.ACTIVE, P.SHUTDOWN): V.STOPPED,
     (V.ACTIVE, P.CRASHED): V.STOPPED,
     (V.ACTIVE, P.PAUSED): V.PAUSED,
@@ -57,7 +57,7 @@ def differs(recorded: Recorded, reported: PowerState | None, policies: Policies 
     power = PowerState.NOSTATE if reported is None else reported.shown
     if recorded.task_state is not None or (power is PowerState.NOSTATE and reported is not None):
         return None
-    adopted = _ADOPTED.get((recorded.vm_state, power), recorded.vm_state)
+    adopted = ADOPTED.get((recorded.vm_state, power), recorded.vm_state)
     remedy = policies.remedy(recorded.vm_state, adopted)
     vm_state = recorded.vm_state if remedy else adopted
     is_news = (power, vm_state) != (recorded.power_state.shown, recorded.vm_state)
