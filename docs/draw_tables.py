@@ -105,7 +105,7 @@ def _reports() -> Iterator[str]:
     yield "## What a report changes"
     yield ""
     yield "While nothing is at work on an instance, its power_state becomes what its host reports, or NOSTATE when"
-    yield "the guest is missing. Its vm_state follows in these rows alone, unless a policy has the guest follow the record."
+    yield "the guest is missing. Its vm_state follows in these rows, unless a policy has the guest follow the record."
     yield ""
     yield "| record | host reports | vm_state becomes | policy that has it otherwise |"
     yield "| --- | --- | --- | --- |"
