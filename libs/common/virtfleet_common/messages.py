@@ -278,3 +278,12 @@ class PowerDelta(Event):
     boot_id: str
     sequence: int
     guest: GuestReport
+
+
+class OrphanFound(Event):
+    """`host.<host>.orphan`: a guest that no record knows, told once for each boot of the host's agent. Nothing is done
+    to it."""
+
+    host: str
+    boot_id: str
+    guest: GuestReport

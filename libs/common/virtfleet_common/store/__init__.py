@@ -17,6 +17,7 @@ from virtfleet_common.store.counting import WriteCounter
 from virtfleet_common.store.expect import Expect, Mismatch
 from virtfleet_common.store.host_feed import HostFeed
 from virtfleet_common.store.hosts import Hosts
+from virtfleet_common.store.instance_feed import InstanceFeed
 from virtfleet_common.store.instances import Delivered, InstanceQuery, Instances
 from virtfleet_common.store.migrations import Cleanups, MigrationQuery, Migrations
 from virtfleet_common.store.pins import Pins
@@ -32,6 +33,7 @@ class Store:
     """Every collection. All writes are majority writes, retried by the driver across an election."""
 
     instances: Instances
+    instance_feed: InstanceFeed
     actions: Actions
     hosts: Hosts
     host_feed: HostFeed
@@ -63,6 +65,7 @@ class Store:
         pins = Pins(database)
         return cls(
             instances=Instances(database, deleted_retention=settings.deleted_retention),
+            instance_feed=InstanceFeed(database),
             actions=Actions(database),
             hosts=Hosts(database, pins),
             host_feed=HostFeed(database),

@@ -9,7 +9,7 @@ rounded here.
 from virtfleet_common.records import AmqpUser, Flavor, Image, Reply, ServerGroup, Token
 from virtfleet_common.store import Store
 from virtfleet_common.store.memory.actions import MemoryActions, MemoryCatalogue
-from virtfleet_common.store.memory.feed import MemoryHostFeed, MemoryPins
+from virtfleet_common.store.memory.feed import MemoryHostFeed, MemoryInstanceFeed, MemoryPins
 from virtfleet_common.store.memory.hosts import MemoryHosts
 from virtfleet_common.store.memory.instances import MemoryInstances
 from virtfleet_common.store.memory.migrations import MemoryCleanups, MemoryMigrations
@@ -24,9 +24,10 @@ class MemoryStore(Store):
     def __init__(self) -> None:
         groups, aggregates = MemoryCatalogue(ServerGroup), MemoryAggregates()
         pins = MemoryPins(groups.records)
-        hosts = MemoryHosts(pins)
+        hosts, instances = MemoryHosts(pins), MemoryInstances()
         super().__init__(
-            instances=MemoryInstances(),
+            instances=instances,
+            instance_feed=MemoryInstanceFeed(instances.records),
             actions=MemoryActions(),
             hosts=hosts,
             host_feed=MemoryHostFeed(hosts.records, aggregates),
