@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from virtfleet_common import effects, quota
+from virtfleet_common import effects, quota, volumes
 from virtfleet_common.effects import Effect
 from virtfleet_common.records import ActionState, Cleanup, Flavor, Instance, Move
 from virtfleet_common.states import PowerState, VmState
@@ -104,6 +104,8 @@ def given_up(instance: Instance, step: str, at: datetime, *, is_put_back: bool) 
         case "finish_revert" if instance.move is not None:
             turn = reverted(instance, instance.move, at)
             return Turn({**turn.set, **broken}, turn.effects)
+        case "attach_volume":
+            return Turn(*volumes.given_up(instance, at, is_put_back=is_put_back))
         case _:
             return Turn({})
 
@@ -119,7 +121,7 @@ def switched(instance: Instance, move: Move, at: datetime, *, is_shared: bool) -
         "new_flavor": None,
         "move.is_shared": is_shared,
     }
-    return Turn(fields, [status(move, "post-migrating", at)])
+    return Turn(fields, [status(move, "post-migrating", at), *volumes.moved(instance, move.destination)])
 
 
 def finished(move: Move, at: datetime, confirm_window: float) -> Turn:
@@ -145,7 +147,7 @@ def handed_back(instance: Instance, move: Move) -> Turn:
         "claim": move.source_claim,
         "flavor": (instance.old_flavor or instance.flavor).document(),
     }
-    return Turn(fields)
+    return Turn(fields, volumes.moved(instance, move.source))
 
 
 def reverted(instance: Instance, move: Move, at: datetime) -> Turn:

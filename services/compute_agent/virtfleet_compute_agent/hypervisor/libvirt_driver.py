@@ -16,8 +16,9 @@ from virtfleet_common.ports import Export, Guest, GuestEvent, HypervisorFacts
 from virtfleet_common.records import Image, Instance, Resources
 from virtfleet_common.settings import AgentSettings
 from virtfleet_common.states import PowerState
+from virtfleet_common.volumes import Device
 
-from virtfleet_compute_agent.hypervisor import aside, console, disks, networks
+from virtfleet_compute_agent.hypervisor import aside, console, disks, hotplug, networks
 from virtfleet_compute_agent.hypervisor.connection import Connection, is_kvm_usable
 from virtfleet_compute_agent.hypervisor.domain_xml import Platform, build_domain, mark_of
 from virtfleet_compute_agent.hypervisor.events import EventHub
@@ -104,6 +105,34 @@ class LibvirtHypervisor:
         if self._connection.is_simulated or not instance.block_devices:
             return ()
         return await self._file_call("lost_volumes", lambda: disks.lost_volumes(instance))
+
+    async def plug_in(self, instance_id: str, device: Device) -> None:
+        """Have a volume in the guest and its definition; nothing to do on a simulated host."""
+        if not self._connection.is_simulated:
+            await self._call("plug_in", lambda: self._plug_in(instance_id, device))
+
+    async def unplug(self, instance_id: str, device: Device) -> None:
+        """Have a volume out of both, asking the guest for it again and again up to `detach_timeout`."""
+        if self._connection.is_simulated:
+            return
+        deadline = time.monotonic() + self._settings.detach_timeout
+        with self._live_hub().watch(instance_id) as changed:
+            while not await self._call("unplug", lambda: self._ask_back(instance_id, device)):
+                asked_again = min(time.monotonic() + self._settings.detach_retry, deadline)
+                if await self._is_out(instance_id, device, changed, asked_again):
+                    return
+                if asked_again >= deadline:
+                    raise HypervisorFault("the guest does not let go of it", operation="unplug", code="not_released")
+
+    async def _is_out(self, instance_id: str, device: Device, changed: asyncio.Event, deadline: float) -> bool:
+        """Whether the guest has let go of a volume by then. Looks on every event of the guest, and each second."""
+        while (left := deadline - time.monotonic()) > 0:
+            changed.clear()
+            domain = await self._call("unplug", lambda: self._find(instance_id))
+            if domain is None or await self._call("unplug", partial(hotplug.is_out, domain, device)):
+                return True
+            await _wait(changed, min(left, _RECHECK))
+        return False
 
     async def missing_networks(self, instance: Instance) -> Sequence[str]:
         """The instance's networks and bridges that this host does not have; none on a simulated host."""
@@ -330,6 +359,15 @@ class LibvirtHypervisor:
             raise HypervisorFault("the guest runs", operation="undefine", code=libvirt.VIR_ERR_OPERATION_INVALID)
         domain.undefineFlags(flags)
         self._guests.forget(instance_id)
+
+    def _plug_in(self, instance_id: str, device: Device) -> None:
+        domain = self._find(instance_id)
+        if domain is not None:  # else the next start defines it from the record
+            hotplug.plug_in(domain, device)
+
+    def _ask_back(self, instance_id: str, device: Device) -> bool:
+        domain = self._find(instance_id)
+        return domain is None or hotplug.ask_back(domain, device)
 
     def _pause(self, instance_id: str) -> None:
         domain = self._get(instance_id)

@@ -18,8 +18,8 @@ async def delete(host: HostContext, run: StepRun) -> Done:
     now = datetime.now(UTC)
     gone = settled(VmState.DELETED, PowerState.NOSTATE, deleted_at=now, move=None)
     instance = run.instance
-    left = [effects.release(instance.id), quota.gone(instance), *moves.deleted(instance, now)]
-    return Done(gone, effects=left)
+    left = [effects.release(instance.id), effects.volumes_released(instance.id), quota.gone(instance)]
+    return Done(gone, effects=[*left, *moves.deleted(instance, now)])
 
 
 async def remove(host: HostContext, instance_id: str) -> None:
