@@ -4,9 +4,10 @@ The keys of a storage stay in libvirt on the hosts; a source names them by the U
 """
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from virtfleet_common.records import Record
 
@@ -21,6 +22,19 @@ class Source(BaseModel):
     """Where a volume's data lies. Unknown fields are refused: what is half understood must not be attached."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GuardedSource(Source):
+    """A storage that may ask who comes: `user`, and the libvirt secret (its UUID) that holds the key on every host."""
+
+    user: User | None = None
+    secret_uuid: SecretId | None = None
+
+    @model_validator(mode="after")
+    def _have_both(self) -> Self:
+        if (self.user is None) != (self.secret_uuid is None):
+            raise PydanticCustomError("user_and_secret", "user and secret_uuid go together")
+        return self
 
 
 class FileSource(Source):
@@ -45,27 +59,23 @@ class Monitor(Source):
     port: Port | None = None
 
 
-class RbdSource(Source):
-    """An image of a Ceph pool; `user` and `secret_uuid` (a libvirt secret of usage `ceph`) where the cluster asks."""
+class RbdSource(GuardedSource):
+    """An image of a Ceph pool; the secret's usage is `ceph`."""
 
     type: Literal["rbd"]
     pool: Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^/@\s]+$")]
     image: Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^/@\s]+$")]
     hosts: Annotated[list[Monitor], Field(min_length=1, max_length=16)]
-    user: User | None = None
-    secret_uuid: SecretId | None = None
 
 
-class IscsiSource(Source):
-    """A unit of an iSCSI target; `user` and `secret_uuid` (a libvirt secret of usage `iscsi`) where it asks CHAP."""
+class IscsiSource(GuardedSource):
+    """A unit of an iSCSI target; the secret's usage is `iscsi`, its value the CHAP password."""
 
     type: Literal["iscsi"]
     iqn: Annotated[str, Field(max_length=223, pattern=r"^(iqn|eui|naa)\.[\w.:-]+$")]
     lun: Annotated[int, Field(ge=0, le=16383)] = 0
     host: HostName
     port: Port = 3260
-    user: User | None = None
-    secret_uuid: SecretId | None = None
 
 
 AnySource = Annotated[FileSource | BlockSource | RbdSource | IscsiSource, Field(discriminator="type")]
