@@ -18,10 +18,14 @@ from virtfleet_api.answers import answer, empty
 from virtfleet_api.compute_v21.shapes import Shape, cut, micros
 from virtfleet_api.context import Call
 from virtfleet_api.policy import demand
-from virtfleet_api.routing import OPEN, Dialect, Endpoint
+from virtfleet_api.routing import OPEN, Dialect, Endpoint, Handler
 from virtfleet_api.validation import Body, Flag, Whole, flag_argument
 
 _V3 = "/volume/v3"
+_LIMITED = (
+    "volumes", "gigabytes", "snapshots", "backups", "backup_gigabytes", "per_volume_gigabytes", "groups",
+)  # fmt: skip
+_ABSENT = ("snapshots", "backups")
 Text = Annotated[str, Field(max_length=255)]
 
 
@@ -170,6 +174,47 @@ async def delete_volume(call: Call) -> Response:
     return empty(202)
 
 
+# What clients ask for in passing: nothing is limited, since nothing is made here.
+
+
+async def show_quota(call: Call) -> Response:
+    """No limits; with `usage`, how much there is."""
+    _project(call)
+    if not flag_argument("usage", call.query.get("usage")):
+        return answer({"quota_set": {"id": call.param("id"), **dict.fromkeys(_LIMITED, -1)}})
+    used = await _used(call, call.param("id"))
+    kinds = {kind: {"limit": -1, "in_use": used.get(kind, 0), "reserved": 0} for kind in _LIMITED}
+    return answer({"quota_set": {"id": call.param("id"), **kinds}})
+
+
+async def show_limits(call: Call) -> Response:
+    """No limits, and how much the project has."""
+    used = await _used(call, _project(call))
+    limits = dict.fromkeys(
+        ("maxTotalVolumes", "maxTotalVolumeGigabytes", "maxTotalSnapshots", "maxTotalBackups",
+         "maxTotalBackupGigabytes"), -1,
+    )  # fmt: skip
+    have = {"totalVolumesUsed": used["volumes"], "totalGigabytesUsed": used["gigabytes"]}
+    none = dict.fromkeys(("totalSnapshotsUsed", "totalBackupsUsed", "totalBackupGigabytesUsed"), 0)
+    return answer({"limits": {"rate": [], "absolute": {**limits, **have, **none}}})
+
+
+async def _used(call: Call, project_id: str) -> Mapping[str, int]:
+    if project_id != call.who.project_id:
+        demand(call.who, "quotas:other_project")
+    found = await call.store.volumes.find(project_id=project_id)
+    return {"volumes": len(found), "gigabytes": sum(one.size_gb for one in found)}
+
+
+def _none(kind: str) -> Handler:
+    async def handler(call: Call) -> Response:
+        _project(call)
+        return answer({kind: []})
+
+    handler.__doc__ = f"No {kind}."
+    return handler
+
+
 def _version(base_url: str) -> Shape:
     links = [{"rel": "self", "href": f"{base_url}{_V3}/"}]
     return {
@@ -197,6 +242,10 @@ DIALECT = Dialect(
         Endpoint("GET", "/volumes/detail", list_details, "read"),
         Endpoint("GET", "/volumes/{id}", show_volume, "read"),
         Endpoint("DELETE", "/volumes/{id}", delete_volume, "volumes:manage"),
+        Endpoint("GET", "/os-quota-sets/{id}", show_quota, "read"),
+        Endpoint("GET", "/os-quota-sets/{id}/defaults", show_quota, "read"),
+        Endpoint("GET", "/limits", show_limits, "read"),
+        *(Endpoint("GET", f"/{kind}{more}", _none(kind), "read") for kind in _ABSENT for more in ("", "/detail")),
     ),
 )
 VERSIONS = Dialect(

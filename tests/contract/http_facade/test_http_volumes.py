@@ -140,6 +140,19 @@ async def test_the_versions_and_the_catalogue_lead_to_the_volumes(api: Api) -> N
     assert urls["volumev3"] == urls["block-storage"] == f"http://fleet.example/volume/v3/{api.project}"
 
 
+async def test_nothing_is_limited_and_what_is_there_is_counted(api: Api) -> None:
+    await a_volume(api, size=3)
+    base = f"/volume/v3/{api.project}"
+    quota = (await api.ask("GET", f"{base}/os-quota-sets/{api.project}")).json()["quota_set"]
+    assert (quota["id"], quota["volumes"]) == (api.project, -1)
+    used = (await api.ask("GET", f"{base}/os-quota-sets/{api.project}?usage=True")).json()["quota_set"]
+    assert used["gigabytes"] == {"limit": -1, "in_use": 3, "reserved": 0}
+    limits = (await api.ask("GET", f"{base}/limits")).json()["limits"]["absolute"]
+    assert (limits["maxTotalVolumes"], limits["totalVolumesUsed"], limits["totalGigabytesUsed"]) == (-1, 1, 3)
+    assert (await api.ask("GET", f"{base}/snapshots/detail")).json() == {"snapshots": []}
+    assert (await api.ask("GET", f"{base}/os-quota-sets/{uuid4().hex}?usage=True")).status_code == 403
+
+
 # Nova's volume attachments
 
 
