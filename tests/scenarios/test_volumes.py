@@ -160,3 +160,31 @@ async def test_a_volume_that_is_gone_is_left_behind_by_a_hard_reboot(pair: World
     assert [(one["id"], one["detached"]) for one in after.block_devices] == [(volume.id, "lost")]
     assert (after.vm_state, await holder_of(pair, volume)) == (VmState.ACTIVE, ("available", None, None))
     assert (await pair.ask("GET", f"/v2.1/servers/{after.id}/os-volume_attachments")).json()["volumeAttachments"] == []
+
+
+@pytest.mark.qemu
+async def test_a_volume_moves_with_a_real_guest(pair: World) -> None:
+    instance = await pair.create()
+    volume = await pair.volume(instance)
+    await do(pair, AttachVolume(instance_id=instance.id, volume_id=volume.id))
+    assert (await do(pair, ResizeInstance(instance_id=instance.id, flavor="2"))).result == "Success"
+    moved = await pair.instance(instance.id)
+    assert moved.host != instance.host
+    assert has_open(pair, moved, volume)
+    assert await holder_of(pair, volume) == ("in-use", instance.id, moved.host)
+
+
+@pytest.mark.qemu
+async def test_a_destination_that_lacks_a_volume_refuses_before_the_guest_is_stopped(pair: World) -> None:
+    instance = await pair.create()
+    volume = await pair.volume(instance)
+    await do(pair, AttachVolume(instance_id=instance.id, volume_id=volume.id))
+    await asyncio.to_thread(file_of(volume).unlink)  # the guest has it open, and needs no name for it
+    before = set(pair.guests(instance.id))
+    refused = await do(pair, ResizeInstance(instance_id=instance.id, flavor="2"))
+    (tried,) = [one for one in refused.events.values() if one.event == "compute_prep_resize"]
+    assert "this host has no volume at" in (tried.details or "")
+    after = await pair.instance(instance.id)
+    assert (after.host, after.vm_state) == (instance.host, VmState.ACTIVE)
+    assert set(pair.guests(instance.id)) == before
+    assert await holder_of(pair, volume) == ("in-use", instance.id, instance.host)

@@ -15,19 +15,24 @@ _LIVE, _CONFIG = libvirt.VIR_DOMAIN_AFFECT_LIVE, libvirt.VIR_DOMAIN_AFFECT_CONFI
 _PARSER = etree.XMLParser(resolve_entities=False, no_network=True)
 
 
-def plug_in(domain: libvirt.virDomain, device: Device) -> None:
-    """Have the volume in the running guest, if it runs, and in the definition."""
+def plug_in(domain: libvirt.virDomain | None, device: Device) -> None:
+    """Have the volume in the running guest, if it runs, and in the definition. No guest: its next start is from the
+    record."""
+    if domain is None:
+        return
     xml = etree.tostring(disk_of(device, device["target"]), encoding="unicode")
     for flag in _halves(domain):
         if _find(domain, device, flag) is None:
             domain.attachDeviceFlags(xml, flag)
 
 
-def ask_back(domain: libvirt.virDomain, device: Device) -> bool:
-    """Ask the running guest for the volume, and take it out of the definition; True once it is in neither.
+def ask_back(domain: libvirt.virDomain | None, device: Device) -> bool:
+    """Ask the running guest for the volume; once it has let go, take it out of the definition. True: it is in neither.
 
-    The guest lets go when it likes; libvirt waits a few seconds for it, and a guest that was asked may be asked again.
+    The guest lets go when it likes. libvirt waits a few seconds for it; until then it may refuse to be asked again.
     """
+    if domain is None:
+        return True
     for flag in _halves(domain):
         disk = _find(domain, device, flag)
         if disk is None:
@@ -37,15 +42,13 @@ def ask_back(domain: libvirt.virDomain, device: Device) -> bool:
         except libvirt.libvirtError:
             if flag == _CONFIG:
                 raise
-    return is_out(domain, device)
-
-
-def is_out(domain: libvirt.virDomain, device: Device) -> bool:
-    """Whether the volume is neither in the running guest nor in the definition."""
-    return all(_find(domain, device, flag) is None for flag in _halves(domain))
+        if _find(domain, device, flag) is not None:
+            return False
+    return True
 
 
 def _halves(domain: libvirt.virDomain) -> Iterator[int]:
+    """The running guest, if it runs, before the definition, if there is one."""
     if domain.isActive():
         yield _LIVE
     if domain.isPersistent():

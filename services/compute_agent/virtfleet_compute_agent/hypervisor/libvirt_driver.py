@@ -109,30 +109,18 @@ class LibvirtHypervisor:
     async def plug_in(self, instance_id: str, device: Device) -> None:
         """Have a volume in the guest and its definition; nothing to do on a simulated host."""
         if not self._connection.is_simulated:
-            await self._call("plug_in", lambda: self._plug_in(instance_id, device))
+            await self._call("plug_in", lambda: hotplug.plug_in(self._find(instance_id), device))
 
     async def unplug(self, instance_id: str, device: Device) -> None:
         """Have a volume out of both, asking the guest for it again and again up to `detach_timeout`."""
         if self._connection.is_simulated:
             return
         deadline = time.monotonic() + self._settings.detach_timeout
-        with self._live_hub().watch(instance_id) as changed:
-            while not await self._call("unplug", lambda: self._ask_back(instance_id, device)):
-                asked_again = min(time.monotonic() + self._settings.detach_retry, deadline)
-                if await self._is_out(instance_id, device, changed, asked_again):
-                    return
-                if asked_again >= deadline:
-                    raise HypervisorFault("the guest does not let go of it", operation="unplug", code="not_released")
-
-    async def _is_out(self, instance_id: str, device: Device, changed: asyncio.Event, deadline: float) -> bool:
-        """Whether the guest has let go of a volume by then. Looks on every event of the guest, and each second."""
-        while (left := deadline - time.monotonic()) > 0:
-            changed.clear()
-            domain = await self._call("unplug", lambda: self._find(instance_id))
-            if domain is None or await self._call("unplug", partial(hotplug.is_out, domain, device)):
-                return True
-            await _wait(changed, min(left, _RECHECK))
-        return False
+        while not await self._call("unplug", lambda: hotplug.ask_back(self._find(instance_id), device)):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise HypervisorFault("the guest does not let go of it", operation="unplug", code="not_released")
+            await asyncio.sleep(min(self._settings.detach_retry, left))
 
     async def missing_networks(self, instance: Instance) -> Sequence[str]:
         """The instance's networks and bridges that this host does not have; none on a simulated host."""
@@ -359,15 +347,6 @@ class LibvirtHypervisor:
             raise HypervisorFault("the guest runs", operation="undefine", code=libvirt.VIR_ERR_OPERATION_INVALID)
         domain.undefineFlags(flags)
         self._guests.forget(instance_id)
-
-    def _plug_in(self, instance_id: str, device: Device) -> None:
-        domain = self._find(instance_id)
-        if domain is not None:  # else the next start defines it from the record
-            hotplug.plug_in(domain, device)
-
-    def _ask_back(self, instance_id: str, device: Device) -> bool:
-        domain = self._find(instance_id)
-        return domain is None or hotplug.ask_back(domain, device)
 
     def _pause(self, instance_id: str) -> None:
         domain = self._get(instance_id)
