@@ -6,7 +6,7 @@ safe: first the instance's revision is raised, so that no transition that was ma
 """
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4, uuid5
 
@@ -31,7 +31,7 @@ async def begun(
         raise NotFound(f"Volume {args['volume_id']} could not be found.", rule="volume_exists")
     id_ = str(uuid5(NAMESPACE, f"{action.id}/attachment"))
     has = volume.attachment
-    if has is not None and has.id != id_ and not await _is_freed(store, volume.id, has, action):
+    if has is not None and has.id != id_ and not await free_if_left(store, volume, action.started_at):
         raise _refusal(volume)
     device = volumes.device_of(volume, id_, _device_name(instance, args.get("device")))
     claim = Attachment(
@@ -59,9 +59,11 @@ def _refusal(volume: Volume) -> Refused:
     )
 
 
-async def _is_freed(store: Store, volume_id: str, has: Attachment, action: ActionState) -> bool:
-    is_old = has.attached_at is None and action.started_at - has.reserved_at > _PATIENCE
-    return is_old and await _take_away(store, volume_id, has.id, has.instance_id, has.ticket)
+async def free_if_left(store: Store, volume: Volume, now: datetime) -> bool:
+    """Take the claim on a volume away if an api that died has left it; False if it stays."""
+    has = volume.attachment
+    is_old = has is not None and has.attached_at is None and now - has.reserved_at > _PATIENCE
+    return has is not None and is_old and await _take_away(store, volume.id, has, has.ticket)
 
 
 async def dropped(store: Store, action: ActionState) -> None:
@@ -70,20 +72,20 @@ async def dropped(store: Store, action: ActionState) -> None:
     volume = await store.volumes.get(device["id"])
     has = volume.attachment if volume else None
     if has is not None and has.id == device["attachment_id"]:
-        await _take_away(store, device["id"], has.id, has.instance_id, ticket)
+        await _take_away(store, device["id"], has, ticket)
 
 
-async def _take_away(store: Store, volume_id: str, attachment_id: str, instance_id: str, ticket: str) -> bool:
+async def _take_away(store: Store, volume_id: str, has: Attachment, ticket: str) -> bool:
     """Take a claim away that its instance does not bear out; False if it does, or nobody can tell just now."""
-    instance = await store.instances.get(instance_id)
+    instance = await store.instances.get(has.instance_id)
     if instance is not None:
-        if volumes.is_held(instance, attachment_id):
+        if volumes.is_held(instance, has.id):
             return False
         try:
-            await store.instances.transition(instance_id, expect=Expect(rev=instance.rev))
+            await store.instances.transition(instance.id, expect=Expect(rev=instance.rev))
         except Mismatch:
             return False
-    return await store.volumes.release(volume_id, attachment_id, ticket=ticket)
+    return await store.volumes.release(volume_id, has.id, ticket=ticket)
 
 
 def ended(instance: Instance, action: ActionState, args: Mapping[str, Any]) -> ActionState:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from virtfleet_common.errors import BadRequest, Conflict, NotFound
 from virtfleet_common.volume_records import AnySource, Volume
 
+from virtfleet_api import attach
 from virtfleet_api.answers import answer, empty
 from virtfleet_api.compute_v21.shapes import Shape, cut, micros
 from virtfleet_api.context import Call
@@ -168,6 +169,7 @@ async def register_volume(call: Call) -> Response:
 async def delete_volume(call: Call) -> Response:
     """Forget a volume that no server has; its data stays where it lies."""
     volume = await _found(call)
+    await attach.free_if_left(call.store, volume, call.services.clock.now())
     if not await call.store.volumes.delete(volume.id):
         message = f"Invalid volume: Volume {volume.id} status must be available to be deleted."
         raise BadRequest(message, rule="volume_available", hint="Detach it first.")

@@ -278,6 +278,14 @@ async def test_a_claim_that_was_left_behind_goes_to_the_next_who_asks(api: Api) 
     assert fenced.rev > dead.rev, "what was made up before can commit no more"
 
 
+async def test_a_volume_with_a_claim_that_was_left_behind_can_be_deleted(api: Api) -> None:
+    volume, dead = await a_volume(api), await api.instance()
+    await a_claim_left_behind(api, volume["id"], dead, age=60)
+    path = f"/volume/v3/{api.project}/volumes/{volume['id']}"
+    assert (await api.ask("GET", path)).json()["volume"]["status"] == "attaching"
+    assert (await api.ask("DELETE", path, who="admin")).status_code == 202
+
+
 async def test_a_claim_that_is_young_or_borne_out_stays(api: Api) -> None:
     young, borne_out = await a_volume(api), await a_volume(api)
     dead, server = await api.instance(), await api.instance()
