@@ -5,6 +5,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Self
+from uuid import uuid4
 
 import httpx
 import psutil  # type: ignore[import-untyped]
@@ -15,6 +16,7 @@ from virtfleet_common.records import ActionRecord, Host, Instance
 from virtfleet_common.settings import CommonSettings
 from virtfleet_common.states import VmState
 from virtfleet_common.store import InstanceQuery, Store
+from virtfleet_common.volume_records import Volume
 from virtfleet_local import hosts as machines
 from virtfleet_local.fleet import LocalFleet
 
@@ -88,6 +90,23 @@ class World:
         instance = await self.instance(accepted.instance_ids[0])
         assert instance.vm_state is VmState.ACTIVE, instance.fault
         return instance
+
+    async def volume(self, instance: Instance, **source: Any) -> Volume:
+        """A volume of 8 MiB for the instance's project: a file of its own, or what lies at `source`."""
+        id_ = str(uuid4())
+        path = self.fleet.data / f"volume-{id_}"
+        if not source:
+            path.write_bytes(bytes(8 * 1024**2))
+        body = {"id": id_, "name": "data", "size": 1, "virtfleet:source": source or {"type": "file", "path": str(path)}}
+        made = await self.ask("POST", f"/volume/v3/{instance.project_id}/volumes", {"volume": body}, "admin")
+        assert made.status_code == 202, made.text
+        return await self.stored_volume(id_)
+
+    async def stored_volume(self, volume_id: str) -> Volume:
+        """The volume's record."""
+        found = await self.store.volumes.get(volume_id)
+        assert found is not None
+        return found
 
     async def instance(self, instance_id: str) -> Instance:
         """The record."""

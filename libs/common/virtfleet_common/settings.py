@@ -104,6 +104,8 @@ class AgentSettings(CommonSettings):
     soft_reboot_retry: float = Field(10.0, description="how often the power button is pressed meanwhile")
     shutdown_timeout: float = Field(60.0, description="the longest wait for a guest to shut down before it is forced")
     shutdown_retry: float = Field(10.0, description="how often the power button is pressed meanwhile")
+    detach_timeout: float = Field(60.0, description="the longest wait for a running guest to let go of a volume")
+    detach_retry: float = Field(2.0, description="how often it is asked to meanwhile")
     cpu_allocation_ratio: float = Field(4.0, description="vCPUs that may be allocated for each processor")
     ram_allocation_ratio: float = Field(1.0, description="MiB that may be allocated for each MiB")
     disk_allocation_ratio: float = Field(1.0, description="GiB that may be allocated for each GiB")

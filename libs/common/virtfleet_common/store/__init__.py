@@ -22,6 +22,7 @@ from virtfleet_common.store.instances import Delivered, InstanceQuery, Instances
 from virtfleet_common.store.migrations import Cleanups, MigrationQuery, Migrations
 from virtfleet_common.store.pins import Pins
 from virtfleet_common.store.quotas import Quotas
+from virtfleet_common.store.volumes import Volumes
 
 __all__ = ["Delivered", "Expect", "InstanceQuery", "MigrationQuery", "Mismatch", "Store"]
 
@@ -41,6 +42,7 @@ class Store:
     migrations: Migrations
     cleanups: Cleanups
     quotas: Quotas
+    volumes: Volumes
     aggregates: Aggregates
     server_groups: Catalogue[ServerGroup]
     flavors: Catalogue[Flavor]
@@ -73,6 +75,7 @@ class Store:
             migrations=Migrations(database),
             cleanups=Cleanups(database),
             quotas=Quotas(database, deleted_retention=settings.deleted_retention),
+            volumes=Volumes(database),
             aggregates=Aggregates(database),
             server_groups=Catalogue(database, "server_groups", ServerGroup),
             flavors=Catalogue(database, "flavors", Flavor, unique="name"),

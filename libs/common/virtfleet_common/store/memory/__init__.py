@@ -14,6 +14,7 @@ from virtfleet_common.store.memory.hosts import MemoryHosts
 from virtfleet_common.store.memory.instances import MemoryInstances
 from virtfleet_common.store.memory.migrations import MemoryCleanups, MemoryMigrations
 from virtfleet_common.store.memory.quotas import MemoryAggregates, MemoryQuotas
+from virtfleet_common.store.memory.volumes import MemoryVolumes
 
 __all__ = ["MemoryStore"]
 
@@ -35,6 +36,7 @@ class MemoryStore(Store):
             migrations=MemoryMigrations(),
             cleanups=MemoryCleanups(),
             quotas=MemoryQuotas(),
+            volumes=MemoryVolumes(),
             aggregates=aggregates,
             server_groups=groups,
             flavors=MemoryCatalogue(Flavor, unique="name"),
