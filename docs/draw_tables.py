@@ -11,6 +11,7 @@ PAGE = Path(__file__).with_name("tables.md")
 FOLLOWERS: Mapping[str, str] = {
     "select": "create",
     "select_destination": "prepare",
+    "select_shelter": "shelter",
     "prepare": "move",
     "move": "finish",
     "revert": "finish_revert",
@@ -24,8 +25,6 @@ _RULES: Mapping[FailureRule, str] = {
     FailureRule.RESELECT: "another destination, up to `VIRTFLEET_MAX_ATTEMPTS`; then as abandon",
     FailureRule.ABANDON: "the move is given up before the instance changed hands: vm_state kept, migration error",
 }
-_TRIED_AGAIN = {FailureRule.RESCHEDULE: "select", FailureRule.RESELECT: "select_destination"}
-"""The step that a step which failed hands over to, while there are hosts to try."""
 
 
 def page() -> str:
@@ -91,9 +90,9 @@ def _diagram() -> Iterator[str]:
         for before, after in zip(spec.path, spec.path[1:], strict=False):
             yield f"    {_node(before)} --> {_node(after)}: {spec.name}"
         yield f"    {_node(spec.path[-1])} --> {_node_after(spec)}: end of {spec.name}"
-        if spec.on_failure in _TRIED_AGAIN:
-            again = STEPS[_TRIED_AGAIN[spec.on_failure]]
-            yield f"    {_node(spec.path[-1])} --> {_node(again.path[0])}: {spec.name} failed, the next host"
+        if spec.again is not None:
+            again = STEPS[spec.again].path[0]
+            yield f"    {_node(spec.path[-1])} --> {_node(again)}: {spec.name} failed, the next host"
     yield "```"
 
 

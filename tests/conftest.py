@@ -48,6 +48,8 @@ FLEETS = (
     "echoing_simulation",
     "two_hosts",
     "four_hosts",
+    "harbour",
+    "islands",
 )
 
 

@@ -26,6 +26,7 @@ from virtfleet_common.records import (
 from virtfleet_common.settings import CommonSettings
 from virtfleet_common.states import HostState, PowerState, TaskState, VmState
 from virtfleet_common.store import Delivered, Expect, InstanceQuery, Mismatch, Store
+from virtfleet_common.store.hosts import as_lost
 from virtfleet_common.store.memory import MemoryStore
 from virtfleet_common.telemetry import WRITES
 from virtfleet_local.database import Database
@@ -550,7 +551,16 @@ async def test_a_host_that_comes_back_keeps_its_allocations_and_what_people_set(
     assert first is not None
     assert [one.claim for one in host.allocations] == ["req-1:1"]
     assert (host.limits.vcpus, host.free.vcpus, host.free.ram_mb) == (4, 1, 512)
-    assert (host.is_enabled, host.state, host.created_at) == (False, HostState.DOWN, first.created_at)
+    assert (host.is_enabled, host.state, host.created_at) == (False, HostState.UP, first.created_at)
+
+
+async def test_a_host_that_is_forced_down_stays_so_when_its_agent_registers(store: Store) -> None:
+    await a_host(store)
+    await store.hosts.set_fields("node1", {"is_forced_down": True, **as_lost(datetime.now(UTC))})
+    await a_host(store, boot_id="boot2")
+    host = await store.hosts.get_brief("node1")
+    assert host is not None
+    assert (host.state, host.is_forced_down, host.allocations) == (HostState.DOWN, True, ())
 
 
 async def test_limits_below_what_is_allocated_leave_no_room_and_harm_no_allocation(store: Store) -> None:

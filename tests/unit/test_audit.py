@@ -30,7 +30,7 @@ def a_holder(id_: str = "i", **fields: Any) -> Holder:
 
 
 def a_cleanup(claim: str, host: str = "a") -> Cleanup:
-    return Cleanup(id="c", host=host, instance_id="i", what="source", claim=claim, created_at=NOW)
+    return Cleanup(id="c", host=host, instance_id="i", claim=claim, created_at=NOW)
 
 
 def kinds(*hosts: Host, holders: list[Holder] | None = None, cleanups: Any = (), groups: Any = ()) -> list[Kind]:

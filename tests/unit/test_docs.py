@@ -29,7 +29,9 @@ def test_a_drawn_page_is_what_its_script_draws_now(name: str) -> None:
 
 def test_the_tables_know_every_step_that_is_handed_over_to() -> None:
     services = "\n".join(path.read_text() for path in (ROOT / "services").rglob("*.py"))
-    assert set(re.findall(r'HandOver\(\s*"(\w+)"', services)) == set(script("draw_tables").FOLLOWERS.values())
+    assert set(re.findall(r'(?:HandOver|_to_destination)\(\s*(?:run, )?"(\w+)"', services)) == set(
+        script("draw_tables").FOLLOWERS.values()
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

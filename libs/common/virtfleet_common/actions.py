@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from virtfleet_common.states import SOFT_REBOOT_TASKS, TaskState, VmState
+from virtfleet_common.states import EVACUABLE, SOFT_REBOOT_TASKS, TaskState, VmState
 
 
 class HostNeed(StrEnum):
@@ -84,7 +84,7 @@ ACTIONS: Mapping[str, ActionSpec] = {
     "revert_resize": ActionSpec("revertResize", _MOVED, _IDLE, HostNeed.ANY, T.RESIZE_REVERTING, "revert"),
     "evacuate": ActionSpec(
         "evacuate",
-        _vm(V.ACTIVE, V.STOPPED, V.PAUSED, V.SUSPENDED, V.ERROR),
+        EVACUABLE,
         _IDLE,
         HostNeed.DOWN,
         T.REBUILDING,

@@ -8,6 +8,7 @@ step's failure rule decides). Why it is safe: nothing is written but through the
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,7 +18,7 @@ import structlog
 from virtfleet_common import effects, moves, telemetry
 from virtfleet_common.bus import Delivery
 from virtfleet_common.effects import Effect
-from virtfleet_common.errors import BadMessage, LostOwnership, StoreUnavailable, VirtfleetError
+from virtfleet_common.errors import BadMessage, Faulty, LostOwnership, StoreUnavailable, VirtfleetError
 from virtfleet_common.failpoints import reach
 from virtfleet_common.messages import PerformStep
 from virtfleet_common.outcomes import (
@@ -65,6 +66,7 @@ class StepRun:
         self.spec = spec
         self.is_resumed = action.attempt > 1
         self._carried = carried
+        self._proven_at = time.monotonic()
 
     @property
     def key(self) -> tuple[str, int]:
@@ -80,6 +82,19 @@ class StepRun:
         """Whether the instance is at `task_state` of the step's path, or past it."""
         path, now = self.spec.path, self.instance.task_state
         return now in path and path.index(now) >= path.index(task_state)
+
+    async def prove(self, max_age: float) -> None:
+        """Look whether the step is still this run's, unless it was seen to be within `max_age` seconds: a process that
+        stood still for a while does not know what it lost meanwhile. Raises LostOwnership, StoreUnavailable."""
+        if time.monotonic() - self._proven_at > max_age and not await self.renew():
+            raise LostOwnership(f"step {self.spec.name} was taken away", instance_id=self.instance.id)
+
+    async def renew(self) -> bool:
+        """Note the progress of this run; False if the step is no longer its own. Raises StoreUnavailable."""
+        asked_at = time.monotonic()
+        is_mine = await self._executor.renew(self.instance.id, self.mine)
+        self._proven_at = asked_at if is_mine else self._proven_at
+        return is_mine
 
     async def advance(self, task_state: TaskState, **notes: Any) -> None:
         """Go on to the next task state of the path, and keep notes for whoever resumes. Raises LostOwnership."""
@@ -110,6 +125,7 @@ class StepRun:
         """Write the instance as this run, for as long as it takes the database to answer. Raises LostOwnership."""
         delay = 0.1
         while True:
+            asked_at = time.monotonic()
             try:
                 self.instance = await self._committed(change)
             except Mismatch as lost:
@@ -120,6 +136,7 @@ class StepRun:
                 delay = min(delay * 2, _LONGEST_RETRY)
             else:
                 self.action = self.instance.action or self.action
+                self._proven_at = asked_at
                 return
 
 
@@ -197,6 +214,10 @@ class StepExecutor:
             if taken is not None:
                 self._start(taken, STEPS[action.step.name])
         return len(left)
+
+    async def renew(self, instance_id: str, expect: Expect) -> bool:
+        """Note that a run of this executor is alive and at work; False if its step was taken from it."""
+        return await self._store.instances.renew(instance_id, expect)
 
     def is_at_work(self, instance_id: str) -> bool:
         """Whether a step of this instance is under way here."""
@@ -305,8 +326,7 @@ class StepExecutor:
         """The handler's work, or its failure, as the last write of the step."""
         try:
             if run.action.attempt > self._settings.delivery_limit:
-                ended = f"step {run.spec.name} ended its executor {run.action.attempt - 1} times"
-                raise NotCleaned(ended, rule="attempts")
+                raise Faulty(f"step {run.spec.name} ended its executor {run.action.attempt - 1} times", rule="attempts")
             outcome = await self._handlers[run.spec.name](run)
         except LostOwnership:
             raise
@@ -356,7 +376,7 @@ class StepExecutor:
             await asyncio.sleep(self._settings.renew_interval)
             for run, task in list(self._runs.values()):
                 try:
-                    is_mine = await self._store.instances.renew(run.instance.id, run.mine)
+                    is_mine = await run.renew()
                 except StoreUnavailable as error:
                     log.warning("store.unavailable", error=error.message)
                     continue

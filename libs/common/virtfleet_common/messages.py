@@ -87,6 +87,12 @@ class MigrateInstance(InstanceCommand):
     host: str | None = None
 
 
+class EvacuateInstance(InstanceCommand):
+    """`instance.evacuate`: the instance's host is lost; it goes on elsewhere, on `host` if an admin names one."""
+
+    host: str | None = None
+
+
 class ConfirmResize(InstanceCommand):
     """`instance.confirm_resize`: the moved guest is good; what it left on its source goes."""
 
@@ -144,6 +150,7 @@ COMMANDS: Mapping[str, type[Command]] = {
     "instance.lock": LockInstance,
     "instance.resize": ResizeInstance,
     "instance.migrate": MigrateInstance,
+    "instance.evacuate": EvacuateInstance,
     "instance.confirm_resize": ConfirmResize,
     "instance.revert_resize": RevertResize,
     "instance.unlock": UnlockInstance,
@@ -250,6 +257,21 @@ class GuestReport(Event):
     instance_id: str
     power_state: PowerState
     epoch: int = 0
+
+
+class HostChanged(Event):
+    """`host.<host>.<up|unknown|down>`"""
+
+    host: str
+    before: str | None
+    after: str
+    last_seen: datetime | None
+
+
+class MassLoss(Event):
+    """`fleet.mass_loss`: these hosts fell silent together, and none of them is declared down."""
+
+    hosts: Sequence[str]
 
 
 class Heartbeat(Event):

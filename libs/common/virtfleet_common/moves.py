@@ -1,6 +1,8 @@
-"""What a move (resize, cold migration) writes at its turns: begun, abandoned, switched, confirmed, reverted. No I/O.
+"""What a move (resize, cold migration, evacuation) writes at its turns, from its acceptance to its end. No I/O.
 
-The source keeps its disk and its claim until the move is confirmed or reverted, so both ways stay open.
+In a resize or migration the source keeps its disk and its claim until the move is confirmed or reverted, so both ways
+stay open. In an evacuation the source is lost: it keeps its claim until the guest lives elsewhere, so that a guest that
+finds no shelter still belongs somewhere, and what is left there goes when the source returns.
 """
 
 from collections.abc import Mapping
@@ -11,17 +13,20 @@ from uuid import UUID
 
 from virtfleet_common import effects, quota, volumes
 from virtfleet_common.effects import Effect
-from virtfleet_common.records import ActionState, Cleanup, Flavor, Instance, Move
+from virtfleet_common.records import EVACUATION, ActionState, Cleanup, Flavor, Instance, Move
 from virtfleet_common.states import PowerState, VmState
 
 RANKS = {
+    "accepted": 5,
     "pre-migrating": 10,
     "migrating": 20,
     "post-migrating": 30,
     "finished": 40,
+    "done": 40,
     "reverting": 50,
     "confirmed": 60,
     "reverted": 60,
+    "completed": 60,
     "error": 90,
 }
 """The order in which a migration's status is written, so that a late write cannot take it back."""
@@ -35,10 +40,9 @@ class Turn:
     effects: list[Effect] = field(default_factory=list)
 
 
-def begun(instance: Instance, action: ActionState, flavor: Flavor | None) -> Turn:
-    """The accepted move: `flavor` is the new one of a resize, None for a cold migration."""
+def begun(instance: Instance, action: ActionState, kind: str, flavor: Flavor | None = None) -> Turn:
+    """The accepted move; `flavor` is the new one of a resize."""
     id_ = str(UUID(action.trace_id))
-    kind = "resize" if flavor else "migration"
     move = Move(
         id=id_, type=kind, source=instance.host or "", source_claim=instance.claim, old_vm_state=instance.vm_state
     )
@@ -54,7 +58,8 @@ def begun(instance: Instance, action: ActionState, flavor: Flavor | None) -> Tur
         "created_at": action.started_at,
     }
     fields = {"move": move.model_dump(), "new_flavor": flavor.document() if flavor else None}
-    return Turn(fields, [status(move, "pre-migrating", action.started_at, **document)])
+    first = "accepted" if kind == EVACUATION else "pre-migrating"
+    return Turn(fields, [status(move, first, action.started_at, **document)])
 
 
 def status(move: Move, word: str, at: datetime, **fields: Any) -> Effect:
@@ -68,21 +73,26 @@ def placed(move: Move, host: str, claim: str, at: datetime) -> Turn:
     return Turn(fields, [status(move, "pre-migrating", at, destination=host)])
 
 
-def refused(move: Move, instance_id: str) -> Turn:
-    """The destination refused: its claim goes, and another one is looked for."""
-    given_back = [effects.release(instance_id, move.claim)] if move.claim else []
-    return Turn({"move.destination": None, "move.claim": None}, given_back)
+def refused(instance: Instance, move: Move, at: datetime) -> Turn:
+    """The destination refused, or was lost: its claim goes, and another one is looked for. An instance that it had
+    taken over already is its source's again."""
+    back, owed = _taken_back(instance, move, at)
+    fields = {**back, "move.destination": None, "move.claim": None, "move.is_shared": None}
+    return Turn(fields, [*_given_back(instance, move.claim), *owed])
 
 
 def abandoned(instance: Instance, at: datetime) -> Turn:
-    """The move failed before the instance changed hands: it stays what it was, where it was."""
+    """The move failed before the instance changed hands for good: it stays what it was, where it was."""
     move = instance.move
     fields = {"move": None, "new_flavor": None, "progress": 0}
     if move is None:
         return Turn(fields)
     told = [status(move, "error", at), quota.settled(instance, instance.flavor)]
+    if move.type == EVACUATION:
+        back, owed = _taken_back(instance, move, at)
+        return Turn({**fields, **back}, [*told, *_given_back(instance, move.claim), *owed])
     if move.destination is not None and move.destination != move.source:
-        told.append(_left(move, instance, move.destination, "destination", move.claim, at))
+        told.append(left(instance, move.destination, at, move=move, claim=move.claim))
     return Turn(fields, told)
 
 
@@ -91,10 +101,11 @@ def given_up(instance: Instance, step: str, at: datetime, *, is_put_back: bool) 
 
     Before the switch the move is abandoned, and the guest is what it was if it `is_put_back`. After the switch, both
     copies stay, and the owner may still take it back. On the way back it is the source's, whatever the guest does.
+    An evacuation can always be tried again.
     """
     broken = {"vm_state": VmState.ERROR}
     match step:
-        case "select_destination" | "prepare":
+        case "select_destination" | "prepare" | "select_shelter" | "shelter":
             return abandoned(instance, at)
         case "move":
             turn = abandoned(instance, at)
@@ -105,7 +116,7 @@ def given_up(instance: Instance, step: str, at: datetime, *, is_put_back: bool) 
             turn = reverted(instance, instance.move, at)
             return Turn({**turn.set, **broken}, turn.effects)
         case "attach_volume":
-            return Turn(*volumes.given_up(instance, at, is_put_back=is_put_back))
+            return Turn(*volumes.given_up(instance, at))
         case _:
             return Turn({})
 
@@ -113,9 +124,7 @@ def given_up(instance: Instance, step: str, at: datetime, *, is_put_back: bool) 
 def switched(instance: Instance, move: Move, at: datetime, *, is_shared: bool) -> Turn:
     """The instance changes hands: host, epoch, claim and flavor, all in one write."""
     fields = {
-        "host": move.destination,
-        "epoch": instance.epoch + 1,
-        "claim": move.claim,
+        **_owned_by(move.destination, instance, move.claim),
         "flavor": (instance.new_flavor or instance.flavor).document(),
         "old_flavor": instance.flavor.document(),
         "new_flavor": None,
@@ -135,52 +144,85 @@ def confirmed(instance: Instance, move: Move, at: datetime) -> Turn:
     is_off = instance.power_state.shown in {PowerState.SHUTDOWN, PowerState.CRASHED}
     vm_state = VmState.STOPPED if is_off else VmState.ACTIVE
     fields = {"vm_state": vm_state, "task_state": None, "move": None, "old_flavor": None}
-    left = _left(move, instance, move.source, "source", move.source_claim, at)
-    return Turn(fields, [status(move, "confirmed", at), quota.settled(instance, instance.flavor), left])
+    told = [status(move, "confirmed", at), quota.settled(instance, instance.flavor)]
+    return Turn(fields, [*told, left(instance, move.source, at, move=move, claim=move.source_claim)])
 
 
 def handed_back(instance: Instance, move: Move) -> Turn:
     """The owner takes it back: the source owns the instance again, as it was."""
-    fields = {
-        "host": move.source,
-        "epoch": instance.epoch + 1,
-        "claim": move.source_claim,
-        "flavor": (instance.old_flavor or instance.flavor).document(),
-    }
-    return Turn(fields, volumes.moved(instance, move.source))
+    fields = _owned_by(move.source, instance, move.source_claim)
+    flavor = (instance.old_flavor or instance.flavor).document()
+    return Turn({**fields, "flavor": flavor}, volumes.moved(instance, move.source))
 
 
 def reverted(instance: Instance, move: Move, at: datetime) -> Turn:
     """The guest is back on its source; the destination's claim goes when the destination is clean."""
     told = [status(move, "reverted", at), quota.settled(instance, instance.flavor)]
     if move.destination is not None:
-        told.append(_left(move, instance, move.destination, "destination", move.claim, at))
+        told.append(left(instance, move.destination, at, move=move, claim=move.claim))
     return Turn({"move": None, "old_flavor": None}, told)
 
 
-def deleted(instance: Instance, at: datetime) -> list[Effect]:
-    """The instance goes while it is moved: the other host has something to clean up too."""
+def sheltering(instance: Instance, move: Move, *, is_shared: bool) -> Turn:
+    """An evacuation's destination takes the instance over, before it starts anything."""
+    return Turn({**_owned_by(move.destination, instance, move.claim), "move.is_shared": is_shared})
+
+
+def sheltered(instance: Instance, move: Move, at: datetime) -> Turn:
+    """The evacuated guest lives on its destination. The place on its source is given back at once; what is left there
+    goes when the source returns, and then the migration is completed."""
+    told = [status(move, "done", at), *_given_back(instance, move.source_claim)]
+    return Turn({"move": None}, [*told, left(instance, move.source, at, move=move)])
+
+
+def deleted(instance: Instance, at: datetime, *, is_cleaned: bool) -> Turn:
+    """The instance goes for good. Hosts that could not clean up (its own too, unless it `is_cleaned`) do it when they
+    can; no other instance needs the disk, wherever it is."""
     move = instance.move
-    if move is None:
-        return []
-    others = {move.source: ("source", move.source_claim), move.destination: ("destination", move.claim)}
-    left = [
-        _left(move, instance, host, what, claim, at)
-        for host, (what, claim) in others.items()
-        if host is not None and host != instance.host
-    ]
-    return [status(move, "error", at), *left]
+    told = [status(move, "error", at)] if move else []
+    others = {move.source, move.destination} if move else set()
+    owing = (others | {instance.host}) - {None, instance.host if is_cleaned else None}
+    owed = [left(instance, host, at, move=move, is_shared=False) for host in sorted(filter(None, owing))]
+    fields = {"vm_state": VmState.DELETED, "deleted_at": at, "move": None}
+    given_back = [effects.release(instance.id), effects.volumes_released(instance.id), quota.gone(instance)]
+    return Turn(fields, [*given_back, *told, *owed])
 
 
-def _left(move: Move, instance: Instance, host: str, what: str, claim: str | None, at: datetime) -> Effect:
+def left(
+    instance: Instance,
+    host: str,
+    at: datetime,
+    *,
+    move: Move | None = None,
+    claim: str | None = None,
+    is_shared: bool | None = None,
+) -> Effect:
+    """What a host has to clean up, now or when it is back."""
     cleanup = Cleanup(
-        id=f"{move.id}:{what}",
+        id=f"{move.id if move else f'{instance.id}:{instance.epoch}'}:{host}",
         host=host,
         instance_id=instance.id,
-        what=what,
         claim=claim,
-        is_shared=move.is_shared,
-        migration_id=move.id,
+        is_shared=move.is_shared if move and is_shared is None else is_shared,
+        migration_id=move.id if move else None,
         created_at=at,
     )
     return effects.cleanup(cleanup)
+
+
+def _given_back(instance: Instance, claim: str | None) -> list[Effect]:
+    return [effects.release(instance.id, claim)] if claim else []
+
+
+def _owned_by(host: str | None, instance: Instance, claim: str | None) -> dict[str, Any]:
+    """The fields of an instance that changes hands."""
+    return {"host": host, "epoch": instance.epoch + 1, "claim": claim}
+
+
+def _taken_back(instance: Instance, move: Move, at: datetime) -> tuple[dict[str, Any], list[Effect]]:
+    """The fields of an evacuated instance whose destination had it already, and what that one still has to clean."""
+    destination = move.destination
+    if move.type != EVACUATION or destination is None or instance.host != destination:
+        return {}, []
+    owed = left(instance, destination, at, move=move)
+    return _owned_by(move.source, instance, move.source_claim), [owed, *volumes.moved(instance, move.source)]

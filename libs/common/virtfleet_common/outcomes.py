@@ -114,18 +114,18 @@ def completed(
 def reselected(instance: Instance, action: ActionState, fault: Fault) -> Change:
     """The write that looks for another destination of a move: the one that refused is excluded."""
     move = instance.move
-    turn = moves.refused(move, instance.id) if move else moves.Turn({})
+    turn = moves.refused(instance, move, fault.created) if move else moves.Turn({})
     excluded = [*action.notes.get("excluded", ()), move.destination if move else None]
     notes = {"excluded": excluded, "last_fault": fault.model_dump()}
     told = [*turn.effects, *_host_failed(action, move.destination if move else None)]
-    again = HandOver("select_destination", None, turn.set, notes, told)
+    again = HandOver(STEPS[action.step.name].again or action.step.name, None, turn.set, notes, told)
     finished = effects.step_finished(
         action.id, action.step.seq, at=fault.created, result="Error", details=fault.message
     )
     return handed_over(instance, action, again, [finished])
 
 
-def rescheduled(instance: Instance, action: ActionState, fault: Fault) -> Change:
+def rescheduled(instance: Instance, action: ActionState, fault: Fault, more: Sequence[Effect] = ()) -> Change:
     """The write that sends a failed create to the next host: this one is excluded, its claim given back."""
     finished = effects.step_finished(
         action.id, action.step.seq, at=fault.created, result="Error", details=fault.message
@@ -136,7 +136,7 @@ def rescheduled(instance: Instance, action: ActionState, fault: Fault) -> Change
         None,
         {"host": None, "claim": None},
         {"excluded": excluded, "last_fault": fault.model_dump()},
-        [*_given_back(instance), *_host_failed(action, instance.host)],
+        [*_given_back(instance), *_host_failed(action, instance.host), *more],
     )
     return handed_over(instance, action, again, [finished])
 

@@ -107,6 +107,10 @@ class Hypervisor(Protocol):
         """Have the instance's disk (a qcow2 overlay on the cached image, or empty without one), grown to the flavor."""
         ...
 
+    async def has_disk(self, instance: Instance) -> bool:
+        """Whether all that the instance needs of its own is in its directory here; True on a simulated host."""
+        ...
+
     async def lost_volumes(self, instance: Instance) -> Sequence[str]:
         """The paths of the instance's files and block devices that surely are not here. Raises when it cannot tell."""
         ...
@@ -210,18 +214,18 @@ class Hypervisor(Protocol):
         ...
 
     async def probe_shared(self, token: str) -> None:
-        """Destination: leave a mark among the instances' directories, for the source to see if it shares them."""
+        """Leave a mark among the instances' directories, for another host to see if it shares them."""
         ...
 
     async def sees_probe(self, token: str) -> bool:
-        """Source: whether the destination's mark shows here: the storage is shared and nothing has to be sent.
+        """Whether another host's mark shows here: the storage is shared, and its disks are there.
 
         True on a simulated host. Raises when it cannot tell.
         """
         ...
 
     async def remove_probe(self, token: str) -> None:
-        """Destination: remove the mark, if it is there."""
+        """Remove the mark, if it is there."""
         ...
 
     async def grow_disk(self, instance: Instance) -> None:

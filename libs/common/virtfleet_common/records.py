@@ -115,9 +115,15 @@ class NetworkPort(Record):
     bridge: str | None = None
 
 
+EVACUATION = "evacuation"
+
+
 class Move(Record):
-    """An open move of an instance: from its acceptance to its confirmation or revert. `claim` is the destination's;
-    `is_shared`: both hosts see the same disk, so nothing was sent and nothing is to be removed."""
+    """An open move of an instance: from its acceptance to its confirmation or revert, or to the end of an evacuation.
+
+    `claim` is the destination's; `is_shared`: both hosts see the same disk, so nothing is to be sent or removed (None:
+    nobody has looked yet, and nothing may be removed either).
+    """
 
     id: str
     type: str
@@ -126,7 +132,7 @@ class Move(Record):
     old_vm_state: VmState
     destination: str | None = None
     claim: str | None = None
-    is_shared: bool = False
+    is_shared: bool | None = None
     confirm_by: datetime | None = None
 
 
@@ -202,9 +208,21 @@ class HostFailure(Record):
     at: datetime
 
 
+class Fence(Record):
+    """The proof that a lost host can no longer run its guests. `proof`: what it rests on; `detail`: for people."""
+
+    proof: str
+    at: datetime
+    detail: str = ""
+
+
 class Host(Record):
     """One hypervisor: `total` is what it has, `limits` what may be allocated, `free` the limits less `allocations`,
-    `placed` their number; `failures` are the latest attempts to build a guest that failed here."""
+    `placed` their number; `failures` are the latest attempts to build a guest that failed here.
+
+    `boot_id` None: the host was lost, and is not back until its agent registers anew. `fence` is set while it is down;
+    `told` is the state that was announced last.
+    """
 
     id: str = Field(alias="_id")
     uuid: str
@@ -215,6 +233,9 @@ class Host(Record):
     is_responsive: bool = True
     disabled_reason: str | None = None
     is_forced_down: bool = False
+    fence: Fence | None = None
+    lost_at: datetime | None = None
+    told: HostState | None = None
     last_seen: datetime | None = None
     total: Resources = Resources()
     limits: Resources = Resources()
@@ -323,14 +344,14 @@ class Migration(Record):
 
 class Cleanup(Record):
     """Work that a host owes: what a move left there has to go, whenever the host is there to do it. Then `claim`, which
-    holds the place of what was left, is given back. `is_shared`: the disk is another host's too, and stays."""
+    holds the place of what was left, is given back. `is_shared`: the disk is another host's too, and stays (None: the
+    host has to look)."""
 
     id: str = Field(alias="_id")
     host: str
     instance_id: str
-    what: str
     claim: str | None = None
-    is_shared: bool = False
+    is_shared: bool | None = None
     migration_id: str | None = None
     created_at: datetime
 

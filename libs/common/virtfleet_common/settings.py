@@ -72,6 +72,7 @@ class SchedulerSettings(CommonSettings):
     isolated_images: list[str] = Field([], description="images (ids) that may run on isolated hosts alone")
     isolated_hosts: list[str] = []
     restrict_isolated_hosts_to_isolated_images: bool = True
+    fence_timeout: float = Field(300.0, description="an evacuation waits so long for the proof that the host is off")
     failure_half_life: float = Field(600.0, description="after so long, a failed build on a host counts half")
     view_reload_interval: float = Field(60.0, description="how often all hosts are read anew")
     io_ops_interval: float = Field(5.0, description="how often builds and moves under way are counted")
@@ -113,6 +114,17 @@ class AgentSettings(CommonSettings):
     reserved_disk_gb: int = Field(0, description="GiB kept for the host itself")
     availability_zone: str = Field("nova", description="the zone this host is in")
     resize_confirm_window: float = Field(86400.0, description="a resize is confirmed by itself after so long; 0: never")
+    isolation_policy: Literal["keep", "stop"] = Field(
+        "keep",
+        description="stop: guests are powered off when nobody hears this host any more, as they will be evacuated",
+    )
+    isolation_after: float = Field(
+        20.0, description="unheard for so long, the host is isolated; less than host_down_after"
+    )
+    machine_boot_file: Path = Field(
+        Path("/proc/sys/kernel/random/boot_id"), description="changes when the machine reboots, and its guests are gone"
+    )
+    start_parallelism: int = Field(4, ge=1, description="guests started at once after the machine has rebooted")
     cleanup_interval: float = Field(30.0, description="how often a host looks for what it owes")
     simulated_vcpus: int = Field(64, description="capacity that a test:/// host reports")
     simulated_ram_mb: int = Field(262144, description="as above")
@@ -128,6 +140,13 @@ class PowerSyncSettings(CommonSettings):
     host_unknown_after: float = Field(15.0, description="three missed heartbeats")
     host_down_after: float = Field(30.0, description="a host that was silent for so long is down")
     mass_loss_fraction: float = Field(0.5, description="more hosts than this lost together: our own network is suspect")
+    auto_evacuate: Literal["off", "all"] = Field(
+        "off", description="all: guests of a lost, fenced host are evacuated by themselves; metadata `ha` overrides it"
+    )
+    evacuation_parallelism: int = Field(20, ge=1, description="evacuations at once that begin by themselves")
+    evacuation_retry: float = Field(60.0, description="a guest that found no shelter is tried again after so long")
+    auto_loss_limit: int = Field(3, description="hosts lost within auto_loss_window that are dealt with by themselves")
+    auto_loss_window: float = Field(600.0, description="further ones wait for so long, or for an admin's force-down")
     missing_confirmations: int = Field(3, description="complete listings that must miss a guest before it is missing")
     host_write_interval: float = Field(0.2, description="heartbeats are gathered for so long into one bulk write")
     confirm_interval: float = Field(5.0, description="how often overdue confirmations are looked for")

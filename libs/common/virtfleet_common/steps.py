@@ -38,7 +38,8 @@ class FailureRule(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StepSpec:
-    """One row. `record` is the name of its action event, as Nova's clients know it."""
+    """One row. `record` is the name of its action event, as Nova's clients know it; `again` is the step that looks for
+    another host when this one fails."""
 
     name: str
     executor: Executor
@@ -46,6 +47,7 @@ class StepSpec:
     record: str
     on_failure: FailureRule
     claimed_as: TaskState | None = None
+    again: str | None = None
 
 
 T, X, F = TaskState, Executor, FailureRule
@@ -60,6 +62,7 @@ STEPS: Mapping[str, StepSpec] = {
             (T.NETWORKING, T.BLOCK_DEVICE_MAPPING, T.SPAWNING),
             "compute__do_build_and_run_instance",
             F.RESCHEDULE,
+            again="select",
         ),
         StepSpec("delete", X.COMPUTE, (T.DELETING,), "compute_terminate_instance", F.ERROR),
         StepSpec(
@@ -87,7 +90,7 @@ STEPS: Mapping[str, StepSpec] = {
         StepSpec("attach_volume", X.COMPUTE, (T.BLOCK_DEVICE_MAPPING,), "compute_attach_volume", F.KEEP),
         StepSpec("detach_volume", X.COMPUTE, (T.BLOCK_DEVICE_MAPPING,), "compute_detach_volume", F.KEEP),
         StepSpec("select_destination", X.SCHEDULER, (T.RESIZE_PREP,), "cold_migrate", F.ABANDON),
-        StepSpec("prepare", X.COMPUTE, (T.RESIZE_PREP,), "compute_prep_resize", F.RESELECT),
+        StepSpec("prepare", X.COMPUTE, (T.RESIZE_PREP,), "compute_prep_resize", F.RESELECT, again="select_destination"),
         StepSpec(
             "move",
             X.COMPUTE,
@@ -105,6 +108,15 @@ STEPS: Mapping[str, StepSpec] = {
             claimed_as=T.RESIZE_FINISH,
         ),
         StepSpec("revert", X.COMPUTE, (T.RESIZE_REVERTING,), "compute_revert_resize", F.KEEP),
+        StepSpec("select_shelter", X.SCHEDULER, (T.REBUILDING,), "rebuild_server", F.ABANDON),
+        StepSpec(
+            "shelter",
+            X.COMPUTE,
+            (T.REBUILDING, T.REBUILD_BLOCK_DEVICE_MAPPING, T.REBUILD_SPAWNING),
+            "compute_rebuild_instance",
+            F.RESELECT,
+            again="select_shelter",
+        ),
         StepSpec("finish_revert", X.COMPUTE, (T.RESIZE_REVERTING,), "compute_finish_revert_resize", F.ERROR),
     )
 }

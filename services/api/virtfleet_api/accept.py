@@ -9,11 +9,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from virtfleet_common import effects, moves, quota, volumes
+from virtfleet_common import moves, volumes
 from virtfleet_common.actions import ACTIONS, ActionSpec, HostNeed
 from virtfleet_common.beginning import accepting, begin, begun, superseded, unchanged
 from virtfleet_common.effects import Effect
-from virtfleet_common.errors import Conflict, Forbidden, NotFound
+from virtfleet_common.errors import BadRequest, Conflict, Forbidden, NotFound
 from virtfleet_common.outcomes import completed
 from virtfleet_common.ports import Clock
 from virtfleet_common.records import ActionState, Flavor, Instance
@@ -22,7 +22,7 @@ from virtfleet_common.settings import ApiSettings
 from virtfleet_common.states import HostState, TaskState, VmState
 from virtfleet_common.store import Mismatch, Store
 
-from virtfleet_api import attach, resize
+from virtfleet_api import attach, evacuate, resize
 from virtfleet_api.begin import READ_YOUR_WRITES, require_role
 from virtfleet_api.budget import Budget
 from virtfleet_api.create import CreateRequest, Creator
@@ -58,7 +58,7 @@ class Acceptor:
             if stored is not None and action_id in stored.accepted:
                 return stored
             instance = _visible(who, instance_id, stored)
-            await self._check(who, instance, spec)
+            await self._check(who, instance, spec, args)
             try:
                 return await self._write(who, instance, spec, args, action_id)
             except Mismatch:
@@ -69,10 +69,12 @@ class Acceptor:
         """Accept a create: see `Creator.create`."""
         return await self._creator.create(who, request, action_id=action_id)
 
-    async def _check(self, who: Identity, instance: Instance, spec: ActionSpec) -> None:
+    async def _check(self, who: Identity, instance: Instance, spec: ActionSpec, args: Mapping[str, Any]) -> None:
         require_role(who, spec.role, spec.name)
         if spec.respects_lock and instance.locked_by is not None and not who.is_admin:
             raise Conflict(f"Instance {instance.id} is locked", rule="lock")
+        if spec.name == "evacuate":
+            await evacuate.check_target(self._store, instance, args)
         wrong = wrong_state(spec, instance)
         if wrong is not None:
             attribute, value = wrong
@@ -87,6 +89,21 @@ class Acceptor:
                 f"Cannot '{spec.name}' instance {instance.id}: its host is not up at this time.",
                 rule="host_up",
                 hint="Try again when the host is back, or evacuate the instance.",
+            )
+
+        if spec.needs_host is HostNeed.DOWN:
+            await self._check_lost(instance, spec)
+
+    async def _check_lost(self, instance: Instance, spec: ActionSpec) -> None:
+        """The host is asked for after the instance was read: one that is back touches its instances, and whoever read
+        one before then loses the compare-and-set."""
+        if instance.host is None:
+            raise Conflict(f"Cannot '{spec.name}' instance {instance.id}: it has no host.", rule=f"{spec.name}.host")
+        if await self._store.hosts.get_state(instance.host) not in {HostState.DOWN, None}:
+            raise BadRequest(
+                f"Compute service of {instance.host} is still in use.",
+                rule="host_down",
+                hint="Wait until the host is down, or force it down when you know that it is off.",
             )
 
     async def _host_state(self, host: str | None) -> HostState | None:
@@ -145,6 +162,8 @@ class Acceptor:
         match spec.name:
             case "resize" | "migrate":
                 return await resize.begun(self._store, instance, action, args, action.started_at)
+            case "evacuate":
+                return evacuate.begun(instance, spec, action, args)
             case "revertResize":
                 move = resize.open_move(instance, spec)
                 states = [await self._host_state(host) for host in (move.source, move.destination)]
@@ -158,22 +177,18 @@ class Acceptor:
 
     async def _delete_record(self, who: Identity, instance: Instance, spec: ActionSpec, action_id: str) -> Instance:
         """No hypervisor can be asked: the record goes at once, and the host cleans up when it returns."""
-        now = self._clock.now()
-        gone = {"vm_state": VmState.DELETED, "task_state": None, "deleted_at": now, "move": None}
-        left = [effects.release(instance.id), effects.volumes_released(instance.id), quota.gone(instance)]
-        left += moves.deleted(instance, now)
-        return await self._complete(who, instance, spec, action_id, gone, left, end=True)
+        turn = moves.deleted(instance, self._clock.now(), is_cleaned=False)
+        gone = {**turn.set, "task_state": None}
+        return await self._complete(who, instance, spec, action_id, gone, turn.effects, end=True)
 
     async def _reset(
         self, who: Identity, instance: Instance, spec: ActionSpec, vm_state: VmState, action_id: str
     ) -> Instance:
         """An admin says what the instance is; the action in progress, if there is one, ends as superseded."""
-        reset: dict[str, Any] = {"vm_state": vm_state, "task_state": None}
-        left: list[Effect] = []
-        if instance.action is not None and instance.action.step.name == "attach_volume":
-            fields, left = volumes.given_up(instance, self._clock.now(), is_put_back=False)
-            reset |= fields
-        return await self._complete(who, instance, spec, action_id, reset, left, end=True)
+        reset = {"vm_state": vm_state, "task_state": None}
+        is_attach = instance.action is not None and instance.action.step.name == "attach_volume"
+        fields, left = volumes.given_up(instance, self._clock.now()) if is_attach else ({}, [])
+        return await self._complete(who, instance, spec, action_id, {**reset, **fields}, left, end=True)
 
     async def _lock(
         self, who: Identity, instance: Instance, spec: ActionSpec, args: Mapping[str, Any], action_id: str

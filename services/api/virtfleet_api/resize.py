@@ -48,7 +48,8 @@ async def begun(
 ) -> tuple[ActionState, moves.Turn]:
     """The action and the first turn of a move."""
     host = await wanted_host(store, instance, args)
-    turn = moves.begun(instance, action, await new_flavor(store, instance, args))
+    flavor = await new_flavor(store, instance, args)
+    turn = moves.begun(instance, action, "resize" if flavor else "migration", flavor)
     notes = {"forced_host": host} if host else {}
     return action.model_copy(update={"notes": notes}), turn
 

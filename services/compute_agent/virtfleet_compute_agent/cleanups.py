@@ -4,16 +4,19 @@ Only leftovers go: a guest that the record places on this host is never touched.
 """
 
 import asyncio
+from datetime import UTC, datetime
 
 import structlog
-from virtfleet_common.bus import COMMANDS, Delivery, QueueSpec
+from virtfleet_common.bus import COMMANDS, QueueSpec
 from virtfleet_common.errors import Faulty
 from virtfleet_common.failpoints import reach
-from virtfleet_common.messages import DoCleanups
+from virtfleet_common.moves import RANKS
 from virtfleet_common.ports import Hypervisor
-from virtfleet_common.records import Cleanup
+from virtfleet_common.records import EVACUATION, Cleanup, Instance
 from virtfleet_common.states import VmState
 from virtfleet_common.store import Store
+
+from virtfleet_compute_agent.storage import Storage
 
 log = structlog.get_logger()
 
@@ -26,17 +29,12 @@ def queue(host: str) -> QueueSpec:
 class Cleaner:
     """Does what one host owes."""
 
-    def __init__(self, host: str, store: Store, hypervisor: Hypervisor) -> None:
+    def __init__(self, host: str, store: Store, hypervisor: Hypervisor, storage: Storage) -> None:
         self._host = host
         self._store = store
         self._hypervisor = hypervisor
+        self._storage = storage
         self._one_at_a_time = asyncio.Lock()
-
-    async def take(self, delivery: Delivery) -> None:
-        """The consumer of the queue."""
-        delivery.read(DoCleanups)
-        await delivery.settler.ack()
-        await self.clean_all()
 
     async def clean_all(self) -> None:
         """Do all that is owed; what fails is tried again next time."""
@@ -44,7 +42,7 @@ class Cleaner:
             try:
                 await self._clean(owed)
             except Faulty as error:
-                log.warning("cleanup.failed", instance_id=owed.instance_id, what=owed.what, error=error.message)
+                log.warning("cleanup.failed", instance_id=owed.instance_id, error=error.message)
 
     async def clean(self, instance_id: str) -> None:
         """Do what is owed for one instance. Raises Faulty: whoever asks needs it done."""
@@ -65,8 +63,16 @@ class Cleaner:
         reach("cleanup.middle")
         if owed.claim is not None:
             await self._store.hosts.release(owed.instance_id, owed.claim)
+        await self._complete(owed)
         await self._store.cleanups.remove(owed.id)
-        log.info("cleanup.done", instance_id=owed.instance_id, what=owed.what, host=self._host)
+        log.info("cleanup.done", instance_id=owed.instance_id, host=self._host)
+
+    async def _complete(self, owed: Cleanup) -> None:
+        """An evacuation is completed when the host that was lost is clean again."""
+        migration = await self._store.migrations.get(owed.migration_id) if owed.migration_id else None
+        if migration is not None and (migration.type, migration.source) == (EVACUATION, self._host):
+            fields = {"status": "completed", "updated_at": datetime.now(UTC)}
+            await self._store.migrations.put(migration.id, fields, RANKS["completed"])
 
     async def _remove(self, owed: Cleanup) -> None:
         hypervisor, id_ = self._hypervisor, owed.instance_id
@@ -80,5 +86,13 @@ class Cleaner:
         await hypervisor.destroy(id_)
         await hypervisor.undefine(id_)
         await hypervisor.remove_aside(id_)
-        if not owed.is_shared:
+        if not await self._is_shared(owed, instance):
             await hypervisor.delete_files(id_)
+
+    async def _is_shared(self, owed: Cleanup, instance: Instance | None) -> bool:
+        """Whether the disk here is another host's too, or may be, for all that this host can see."""
+        if owed.is_shared is not None:
+            return owed.is_shared
+        if instance is None or instance.vm_state is VmState.DELETED:
+            return False
+        return await self._storage.is_shared_with(instance.host) is not False

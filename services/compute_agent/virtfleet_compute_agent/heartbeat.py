@@ -28,16 +28,19 @@ class Reporter:
         self._bus = bus
         self._clock = clock
         self._sequence = count(1)
+        self._is_settled = False
         self._held_back: dict[str, PowerState] = {}
         self._told: dict[str, PowerState] = {}
 
+    def settle(self) -> None:
+        """The host is in order: from now on its listings say what is."""
+        self._is_settled = True
+
     async def beat(self) -> None:
-        """Publish a heartbeat. A listing that fails is said to have failed: it proves nothing."""
-        sequence, guests, error = next(self._sequence), None, None
-        try:
-            guests = [_report(guest) for guest in await self._hypervisor.list_guests() if guest.is_ours]
-        except Faulty as fault:
-            error = fault.message
+        """Publish a heartbeat. A listing that fails is said to have failed: it proves nothing; nor does one of a host
+        that is still putting itself in order."""
+        sequence = next(self._sequence)
+        guests, error = await self._listing() if self._is_settled else (None, "the host is returning")
         heartbeat = Heartbeat(
             host=self._host,
             boot_id=self._boot,
@@ -48,6 +51,13 @@ class Reporter:
             listing_error=error,
         )
         await self._publish("heartbeat", heartbeat)
+
+    async def _listing(self) -> tuple[list[GuestReport] | None, str | None]:
+        """The guests, or why nobody can tell."""
+        try:
+            return [_report(guest) for guest in await self._hypervisor.list_guests() if guest.is_ours], None
+        except Faulty as fault:
+            return None, fault.message
 
     async def follow(self, executor: StepExecutor) -> None:
         """Publish each lifecycle change as libvirt reports it, for ever.

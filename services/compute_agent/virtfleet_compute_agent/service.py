@@ -1,13 +1,18 @@
-"""The compute agent: one per host. Resumes what it had claimed, then takes steps, and reports."""
+"""The compute agent: one per host. Puts its host in order, resumes what it had claimed, takes steps, and reports."""
 
+import asyncio
 import socket
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
+from uuid import uuid4
 
 import structlog
-from virtfleet_common.bus import COMMANDS, QueueSpec
+from virtfleet_common.bus import COMMANDS, Delivery, QueueSpec
 from virtfleet_common.clock import SystemClock
+from virtfleet_common.errors import Faulty
 from virtfleet_common.executor import StepExecutor
+from virtfleet_common.messages import DoCleanups
 from virtfleet_common.ports import HypervisorFacts
 from virtfleet_common.records import Resources
 from virtfleet_common.service import Backbone, backbone, repeat, run, until_stopped
@@ -16,9 +21,13 @@ from virtfleet_common.settings import AgentSettings
 from virtfleet_compute_agent import cleanups, console, identity, steps
 from virtfleet_compute_agent.heartbeat import Reporter
 from virtfleet_compute_agent.hypervisor import LibvirtHypervisor
+from virtfleet_compute_agent.returning import Returning
+from virtfleet_compute_agent.standing import HostLost, Standing
 from virtfleet_compute_agent.steps.context import HostContext
+from virtfleet_compute_agent.storage import Storage
 
 log = structlog.get_logger()
+_AT_THE_DOOR = 0.5
 
 
 async def serve(settings: AgentSettings) -> None:
@@ -26,24 +35,89 @@ async def serve(settings: AgentSettings) -> None:
     host = settings.host or socket.gethostname()
     with identity.only_agent(settings.state_dir):
         uuid = identity.load(settings.state_dir, host)
-        async with backbone(f"compute.{host}", settings) as base:
-            identity.check(await base.store.hosts.get(host), uuid)
-            await _serve(base, settings, host, uuid)
+        async with backbone(f"compute.{host}", settings) as base, AsyncExitStack() as stack:
+            identity.check(await base.store.hosts.get_brief(host), uuid)
+            hypervisor = LibvirtHypervisor(settings)
+            await hypervisor.open()
+            stack.push_async_callback(hypervisor.close)
+            await until_stopped(Agent(base, settings, host, uuid, hypervisor).live())
 
 
-async def _serve(base: Backbone, settings: AgentSettings, host: str, uuid: str) -> None:
-    hypervisor = LibvirtHypervisor(settings)
-    async with AsyncExitStack() as stack:
-        await hypervisor.open()
-        stack.push_async_callback(hypervisor.close)
-        facts = await hypervisor.facts()
-        await _register(base, settings, host, uuid, facts)
-        reporter = Reporter(host, base.boot, hypervisor, base.bus, SystemClock())
-        cleaner = cleanups.Cleaner(host, base.store, hypervisor)
-        context = HostContext(hypervisor, settings, cleaner.clean)
+class Agent:
+    """One host's agent. It lives from one registration to the next: whenever the host was lost, it returns as after a
+    start."""
+
+    def __init__(
+        self, base: Backbone, settings: AgentSettings, host: str, uuid: str, hypervisor: LibvirtHypervisor
+    ) -> None:
+        self._base = base
+        self._settings = settings
+        self._host = host
+        self._uuid = uuid
+        self._hypervisor = hypervisor
+        self._storage = Storage(base.store, hypervisor)
+        self._cleaner = cleanups.Cleaner(host, base.store, hypervisor, self._storage)
+        self._returning = Returning(host, base.store, hypervisor, self._cleaner, settings)
+        self._kept_out: str | None = None
+
+    async def live(self) -> None:
+        """One registration after the other, for ever."""
+        while True:
+            boot = f"compute.{self._host}/{uuid4().hex[:12]}"
+            try:
+                await self._live_once(boot)
+            except* HostLost as lost:
+                log.warning("host.lost", host=self._host, boot=boot, why=_reason(lost))
+
+    async def _live_once(self, boot: str) -> None:
+        base, settings = self._base, self._settings
+        reporter = Reporter(self._host, boot, self._hypervisor, base.bus, SystemClock())
+        standing = Standing(self._host, boot, base.store, base.bus, settings, self._returning.power_off)
+        async with base.bus.consume(standing.queue(), standing.hear):
+            await self._until(partial(self._is_let_in, standing, reporter))
+            await self._until(partial(self._registered, boot))
+            async with asyncio.TaskGroup() as group:
+                group.create_task(repeat(settings.heartbeat_interval, reporter.beat))
+                group.create_task(standing.watch())
+                group.create_task(self._work(boot, reporter))
+
+    async def _is_let_in(self, standing: Standing, reporter: Reporter) -> bool:
+        """At the door: whether the fleet hears this host and lets it in. What must not run here is stopped first."""
+        await self._returning.sort_out()
+        why_not = await self._returning.why_kept_out()
+        if why_not is not None and why_not != self._kept_out:
+            log.warning("host.kept_out", host=self._host, why=why_not)
+        self._kept_out = why_not
+        return why_not is None and await standing.is_heard(reporter.beat)
+
+    async def _registered(self, boot: str) -> None:
+        await self._storage.leave_mark(self._uuid)
+        facts = await self._hypervisor.facts()
+        await _register(self._base, boot, self._settings, self._host, self._uuid, facts)
+
+    async def _until(self, done: Callable[[], Awaitable[object]]) -> None:
+        """Again and again until it is not False and nothing failed."""
+        while True:
+            try:
+                if await done() is not False:
+                    return
+            except Faulty as error:
+                log.warning("host.not_ready", host=self._host, error=error.message)
+            await asyncio.sleep(_AT_THE_DOOR)
+
+    async def _work(self, boot: str, reporter: Reporter) -> None:
+        """Have the host in order, then take its steps until it is lost."""
+        await self._until(self._returning.take_back)
+        await self._until(self._returning.start_guests)
+        reporter.settle()
+        await self._serve_steps(boot, reporter)
+
+    async def _serve_steps(self, boot: str, reporter: Reporter) -> None:
+        base, settings, host = self._base, self._settings, self._host
+        context = HostContext(self._hypervisor, self._storage, settings, self._cleaner.clean)
         executor = StepExecutor(
             name=f"compute.{host}",
-            boot=base.boot,
+            boot=boot,
             host=host,
             store=base.store,
             relay=base.relay,
@@ -54,16 +128,29 @@ async def _serve(base: Backbone, settings: AgentSettings, host: str, uuid: str) 
             stamp=reporter.stamp,
             is_only_one=True,
         )
-        stack.push_async_callback(executor.stop)
-        resumed = await executor.resume()
-        log.info("agent.started", host=host, resumed=resumed, hypervisor=facts.hypervisor_type)
-        await stack.enter_async_context(base.bus.consume(_queue(host, settings), executor.take))
-        await stack.enter_async_context(base.bus.consume(cleanups.queue(host), cleaner.take))
-        consoles = console.Consoles(host, hypervisor, base.bus)
-        await stack.enter_async_context(base.bus.consume(console.queue(host), consoles.take))
-        beats = repeat(settings.heartbeat_interval, reporter.beat)
-        owed = repeat(settings.cleanup_interval, cleaner.clean_all)
-        await until_stopped(beats, owed, reporter.follow(executor), executor.keep_renewed())
+        consoles = console.Consoles(host, self._hypervisor, base.bus)
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(executor.stop)
+            await self._until(executor.resume)
+            log.info("agent.started", host=host)
+            await stack.enter_async_context(base.bus.consume(_queue(host, settings), executor.take))
+            await stack.enter_async_context(base.bus.consume(cleanups.queue(host), self._clean))
+            await stack.enter_async_context(base.bus.consume(console.queue(host), consoles.take))
+            async with asyncio.TaskGroup() as group:
+                group.create_task(repeat(settings.cleanup_interval, self._cleaner.clean_all))
+                group.create_task(reporter.follow(executor))
+                group.create_task(executor.keep_renewed())
+
+    async def _clean(self, delivery: Delivery) -> None:
+        """Something is owed, or a guest was seen here that is not this host's any more."""
+        delivery.read(DoCleanups)
+        await delivery.settler.ack()
+        await self._returning.sort_out()
+
+
+def _reason(error: BaseException) -> str:
+    """The message of what a group of tasks ended with."""
+    return _reason(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else str(error)
 
 
 def _queue(host: str, settings: AgentSettings) -> QueueSpec:
@@ -75,9 +162,11 @@ def _queue(host: str, settings: AgentSettings) -> QueueSpec:
     )
 
 
-async def _register(base: Backbone, settings: AgentSettings, host: str, uuid: str, facts: HypervisorFacts) -> None:
+async def _register(
+    base: Backbone, boot: str, settings: AgentSettings, host: str, uuid: str, facts: HypervisorFacts
+) -> None:
     fields = {
-        "boot_id": base.boot,
+        "boot_id": boot,
         "sequence": 0,
         "is_responsive": True,
         "total": facts.total.model_dump(),

@@ -1,18 +1,20 @@
 """Which hosts are up: their last_seen, by the receiver's clock, judged every second."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import structlog
 from virtfleet_common.bus import EVENTS, Bus, Outgoing
 from virtfleet_common.errors import Faulty
-from virtfleet_common.messages import Heartbeat
+from virtfleet_common.messages import Event, Heartbeat, HostChanged, MassLoss
 from virtfleet_common.ports import Clock
 from virtfleet_common.records import Host
 from virtfleet_common.settings import PowerSyncSettings
 from virtfleet_common.states import HostState
 from virtfleet_common.store import Store
+from virtfleet_common.store.hosts import as_lost
 
 log = structlog.get_logger()
 
@@ -48,24 +50,38 @@ class SeenHosts:
         self._unwritten[heartbeat.host] = fields
         return True
 
+    def forget(self, host: str) -> None:
+        """The host is lost: what is still to come of that boot is no news."""
+        self._newest.pop(host, None)
+        self._unwritten.pop(host, None)
+
     async def write(self) -> None:
         """Write what came in since the last call."""
         unwritten, self._unwritten = self._unwritten, {}
         await self._store.hosts.put_seen(unwritten)
 
 
-def judge(hosts: Sequence[Host], now: datetime, settings: PowerSyncSettings) -> dict[str, HostState]:
-    """The state each host should have. When too many are lost together, none is judged worse than unknown."""
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The state each host should have. `is_suspect`: so many fell silent together that none of them is declared down:
+    it may be our own network that failed."""
+
+    states: Mapping[str, HostState]
+    is_suspect: bool = False
+
+
+def judge(hosts: Sequence[Host], now: datetime, settings: PowerSyncSettings) -> Judgement:
+    """What their silence says of the hosts. One that fell silent alone is never too many."""
     judged = {host.id: _state(host, now, settings) for host in hosts}
-    lost = [host for host in hosts if judged[host.id] is not HostState.UP and not host.is_forced_down]
-    fresh = [host for host in lost if host.state is not HostState.DOWN]
-    if len(hosts) > 1 and len(lost) > settings.mass_loss_fraction * len(hosts):
-        judged |= {host.id: HostState.UNKNOWN for host in fresh}
-    return judged
+    present = [host for host in hosts if host.state is not HostState.DOWN and not host.is_forced_down]
+    silent = [host for host in present if judged[host.id] is not HostState.UP]
+    if len(silent) <= 1 or len(silent) < settings.mass_loss_fraction * len(present):
+        return Judgement(judged)
+    return Judgement(judged | {host.id: HostState.UNKNOWN for host in silent}, is_suspect=True)
 
 
 def _state(host: Host, now: datetime, settings: PowerSyncSettings) -> HostState:
-    if host.is_forced_down:
+    if host.is_forced_down or host.boot_id is None:
         return HostState.DOWN
     silence = (now - host.last_seen).total_seconds() if host.last_seen else settings.host_down_after
     if silence >= settings.host_down_after:
@@ -74,30 +90,53 @@ def _state(host: Host, now: datetime, settings: PowerSyncSettings) -> HostState:
 
 
 class Liveness:
-    """Writes what `judge` says, and tells it."""
+    """Writes what `judge` says, and tells every change of a host's state, whoever made it."""
 
-    def __init__(self, store: Store, bus: Bus, clock: Clock, settings: PowerSyncSettings) -> None:
+    def __init__(self, store: Store, bus: Bus, clock: Clock, seen: SeenHosts, settings: PowerSyncSettings) -> None:
         self._store = store
         self._bus = bus
         self._clock = clock
+        self._seen = seen
         self._settings = settings
+        self._is_alarmed = False
 
-    async def check(self) -> None:
-        """One round over all hosts. A change is written by compare-and-set, so only one replica tells it."""
+    async def check(self) -> list[Host]:
+        """One round: every host, as judged. A change is written, and told, by compare-and-set, so only one replica does
+        it."""
         hosts = await self._store.hosts.find()
-        judged = judge(hosts, self._clock.now(), self._settings)
-        for host in hosts:
-            state = judged[host.id]
-            if state is host.state:
-                continue
-            if await self._store.hosts.set_fields(host.id, {"state": state}, was={"state": host.state}):
-                log.warning("host.changed", host=host.id, before=host.state, after=state)
-                await self._tell(host, state)
+        judgement = judge(hosts, self._clock.now(), self._settings)
+        await self._alarm(judgement)
+        return [await self._settled(host, judgement.states[host.id]) for host in hosts]
 
-    async def _tell(self, host: Host, state: HostState) -> None:
-        data = {"host": host.id, "before": host.state, "after": state, "last_seen": str(host.last_seen)}
-        message = Outgoing(EVENTS, f"host.{host.id}.{state}", f"virtfleet.host.{state}", data, "virtfleet/power-sync")
+    async def _settled(self, host: Host, state: HostState) -> Host:
+        if state is not host.state:
+            fields = as_lost(self._clock.now()) if state is HostState.DOWN else {"state": state}
+            was = {"state": host.state, "last_seen": host.last_seen, "boot_id": host.boot_id}
+            if await self._store.hosts.set_fields(host.id, fields, was=was):
+                log.warning("host.changed", host=host.id, before=host.state, after=state)
+                host = host.model_copy(update=fields)
+        if host.state is HostState.DOWN:
+            self._seen.forget(host.id)
+        return await self._told(host)
+
+    async def _told(self, host: Host) -> Host:
+        told = {"told": host.state}
+        if host.told is host.state or not await self._store.hosts.set_fields(host.id, told, was={"told": host.told}):
+            return host
+        change = HostChanged(host=host.id, before=host.told, after=host.state, last_seen=host.last_seen)
+        await self._publish(f"host.{host.id}.{host.state}", f"virtfleet.host.{host.state}", change)
+        return host.model_copy(update=told)
+
+    async def _alarm(self, judgement: Judgement) -> None:
+        """Said once, when it begins."""
+        if judgement.is_suspect and not self._is_alarmed:
+            silent = sorted(host for host, state in judgement.states.items() if state is HostState.UNKNOWN)
+            log.error("fleet.mass_loss", hosts=silent)
+            await self._publish("fleet.mass_loss", "virtfleet.fleet.mass_loss", MassLoss(hosts=silent))
+        self._is_alarmed = judgement.is_suspect
+
+    async def _publish(self, key: str, type_: str, data: Event) -> None:
         try:
-            await self._bus.publish(message)
+            await self._bus.publish(Outgoing(EVENTS, key, type_, data, "virtfleet/power-sync"))
         except Faulty as error:
-            log.warning("publish.failed", key=message.key, error=error.message)
+            log.warning("publish.failed", key=key, error=error.message)

@@ -8,7 +8,11 @@ from virtfleet_common.service import backbone, repeat, run, until_stopped
 from virtfleet_common.settings import PowerSyncSettings
 
 from virtfleet_power_sync.books import ClaimAudit
+from virtfleet_power_sync.evacuation import Evacuator
+from virtfleet_power_sync.fencing import Fencer
+from virtfleet_power_sync.host_loss import HostLoss
 from virtfleet_power_sync.liveness import Liveness, SeenHosts
+from virtfleet_power_sync.lost_work import LostWork
 from virtfleet_power_sync.overdue import Overdue
 from virtfleet_power_sync.quotas import QuotaKeeper
 from virtfleet_power_sync.sync import PowerSync
@@ -32,12 +36,17 @@ async def serve(settings: PowerSyncSettings) -> None:
         sync = PowerSync(base.store, base.relay, seen, settings)
         overdue = Overdue(base.store, base.relay, clock, settings)
         books = ClaimAudit(base.store, settings)
-        liveness = Liveness(base.store, base.bus, clock, settings)
+        host_loss = HostLoss(
+            Liveness(base.store, base.bus, clock, seen, settings),
+            Fencer(base.store, clock, settings),
+            LostWork(base.store, base.relay, settings),
+            Evacuator(base.store, base.relay, clock, settings),
+        )
         quotas = QuotaKeeper(base.store, settings)
         async with base.bus.consume(REPORTS, sync.take):
             await until_stopped(
                 repeat(settings.host_write_interval, seen.write),
-                repeat(settings.liveness_interval, liveness.check),
+                repeat(settings.liveness_interval, host_loss.check),
                 repeat(settings.audit_interval, books.check),
                 repeat(settings.resend_interval, overdue.deliver_unsent),
                 repeat(settings.resend_interval, overdue.send_again),

@@ -37,7 +37,7 @@ def _queue(settings: SchedulerSettings) -> QueueSpec:
 
 
 def _executor(base: Backbone, settings: SchedulerSettings, placement: Placement) -> StepExecutor:
-    selecting = Selecting(placement)
+    selecting = Selecting(placement, base.store, settings.fence_timeout)
     return StepExecutor(
         name="scheduler",
         boot=base.boot,
@@ -45,7 +45,11 @@ def _executor(base: Backbone, settings: SchedulerSettings, placement: Placement)
         store=base.store,
         relay=base.relay,
         settings=settings,
-        handlers={"select": selecting.select, "select_destination": selecting.select_destination},
+        handlers={
+            "select": selecting.select,
+            "select_destination": selecting.select_destination,
+            "select_shelter": selecting.select_shelter,
+        },
     )
 
 

@@ -1,5 +1,8 @@
 """The scheduler's steps: each chooses a host, claims it, and hands the action over to it."""
 
+import asyncio
+import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from virtfleet_common import moves
@@ -7,8 +10,13 @@ from virtfleet_common.errors import Faulty
 from virtfleet_common.executor import StepRun
 from virtfleet_common.failpoints import reach
 from virtfleet_common.outcomes import HandOver, Outcome
+from virtfleet_common.records import Flavor, Host, Move
+from virtfleet_common.states import HostState
+from virtfleet_common.store import Store
 
 from virtfleet_scheduler.placement import Placement
+
+_FENCE_CHECK = 0.3
 
 
 class NotMoving(Faulty):
@@ -17,11 +25,25 @@ class NotMoving(Faulty):
     code = "not_moving"
 
 
-class Selecting:
-    """Where guests go: when they are made, and when they move."""
+class NotFenced(Faulty):
+    """A guest is not started elsewhere while its lost host may still run it."""
 
-    def __init__(self, placement: Placement) -> None:
+    code = "not_fenced"
+
+
+class SourceIsBack(Faulty):
+    """The host that a guest was to be evacuated from is not lost any more."""
+
+    code = "source_is_back"
+
+
+class Selecting:
+    """Where guests go: when they are made, when they move, and when their host is lost."""
+
+    def __init__(self, placement: Placement, store: Store, fence_timeout: float) -> None:
         self._placement = placement
+        self._store = store
+        self._fence_timeout = fence_timeout
 
     async def select(self, run: StepRun) -> Outcome:
         """The host of a new guest. Raises NoValidHost with the explanation."""
@@ -33,21 +55,47 @@ class Selecting:
 
     async def select_destination(self, run: StepRun) -> Outcome:
         """The host that a guest moves to, at the size it will have. Raises NoValidHost with the explanation."""
-        instance, move = run.instance, run.instance.move
-        if move is None:
-            raise NotMoving(f"instance {instance.id} is not being moved")
+        return await self._to_destination(run, "prepare", run.instance.new_flavor)
+
+    async def select_shelter(self, run: StepRun) -> Outcome:
+        """The host that a guest of a lost host goes to, once that is surely off. Raises NotFenced, NoValidHost."""
+        await self._fenced(_move(run).source)
+        return await self._to_destination(run, "shelter", lost=[_move(run).source])
+
+    async def _to_destination(
+        self, run: StepRun, then: str, flavor: Flavor | None = None, lost: Sequence[str] = ()
+    ) -> Outcome:
+        move = _move(run)
         placed = await self._placement.place(
-            run,
-            instance.new_flavor,
-            excluded=[move.source],
-            forced_host=run.action.notes.get("forced_host"),
+            run, flavor, excluded=[move.source], forced_host=run.action.notes.get("forced_host"), lost=lost
         )
-        reach("select_destination.middle")
+        reach(f"{run.spec.name}.middle")
         turn = moves.placed(move, placed.host, placed.claim, datetime.now(UTC))
         return HandOver(
-            "prepare",
+            then,
             placed.host,
             turn.set,
             effects=[*turn.effects, *placed.explained(run.action.id)],
             undo=self._placement.undo(run, placed),
         )
+
+    async def _fenced(self, host_id: str) -> None:
+        """Wait for the proof that a lost host runs nothing any more."""
+        deadline = time.monotonic() + self._fence_timeout
+        while not _is_fenced(host_id, await self._store.hosts.get(host_id)):
+            if time.monotonic() > deadline:
+                raise NotFenced(f"host {host_id} was not proven to be off within {self._fence_timeout:g} s")
+            await asyncio.sleep(_FENCE_CHECK)
+
+
+def _move(run: StepRun) -> Move:
+    if run.instance.move is None:
+        raise NotMoving(f"instance {run.instance.id} is not being moved")
+    return run.instance.move
+
+
+def _is_fenced(host_id: str, host: Host | None) -> bool:
+    """A host that nobody knows any more is no danger. Raises SourceIsBack."""
+    if host is not None and host.state is not HostState.DOWN:
+        raise SourceIsBack(f"host {host_id} is {host.state}: its guests stay where they are")
+    return host is None or host.fence is not None

@@ -60,7 +60,7 @@ async def test_a_host_is_seen_and_switched_by_admins(api: Api) -> None:
     down = (await api.ask("PUT", at, {"forced_down": True}, who="admin", version="2.53")).json()["service"]
     assert (down["state"], down["forced_down"]) == ("down", True)
     up = (await api.ask("PUT", at, {"forced_down": False}, who="admin", version="2.53")).json()["service"]
-    assert up["state"] == "up"  # its heartbeat is fresh
+    assert (up["state"], up["forced_down"]) == ("down", False)  # until its agent has put it in order
     enabled = await api.ask(
         "PUT", "/v2.1/os-services/enable", {"host": api.host, "binary": "nova-compute"}, who="admin"
     )

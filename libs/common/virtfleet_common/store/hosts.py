@@ -45,7 +45,8 @@ class Hosts:
     async def register(self, host_id: str, *, uuid: str, limits: Resources, facts: Mapping[str, Any]) -> Host:
         """An agent came up: write its facts; what a new host's facts do not say is as in `Host`.
 
-        Capacity that changed moves `free`; allocations stay. A new boot counts its heartbeats from the beginning.
+        Capacity that changed moves `free`; allocations stay. A new boot counts its heartbeats from the beginning. A
+        host that was lost is up again, unless it is forced down.
         """
         new = limits.model_dump()
         free = {kind: {"$subtract": [new[kind], {"$sum": f"$allocations.{kind}"}]} for kind in KINDS}
@@ -56,7 +57,8 @@ class Hosts:
         pipeline: list[dict[str, Any]] = [
             {"$set": {**first, "created_at": {"$ifNull": ["$created_at", "$$NOW"]}, "sequence": counted}},
             {"$set": {"uuid": uuid, "limits": new, "free": free, "last_seen": "$$NOW", **said}},
-            {"$set": {"placed": {"$size": "$allocations"}}},
+            {"$set": {"placed": {"$size": "$allocations"}, "fence": None, "lost_at": None}},
+            {"$set": {"state": {"$cond": ["$is_forced_down", HostState.DOWN, HostState.UP]}}},
         ]
         row = await self._rows.find_one_and_update({"_id": host_id}, pipeline, upsert=True, return_document=True)
         return Host.model_validate(row)
@@ -65,6 +67,12 @@ class Hosts:
     async def get(self, host_id: str) -> Host | None:
         """One host, or None."""
         row = await self._rows.find_one({"_id": host_id})
+        return Host.model_validate(row) if row else None
+
+    @guarded
+    async def get_brief(self, host_id: str) -> Host | None:
+        """One host without its allocations, or None."""
+        row = await self._rows.find_one({"_id": host_id}, {"allocations": 0, "failures": 0})
         return Host.model_validate(row) if row else None
 
     @guarded
@@ -163,6 +171,12 @@ class Hosts:
                 if held.group:
                     await self._pins.unpin(held.group, held.claim, row["_id"])
         return released
+
+
+def as_lost(at: datetime) -> dict[str, Any]:
+    """The fields of a host that is declared lost. Its registration is void: reports of it count for nothing, and it is
+    lost until its agent has put it in order and registers anew."""
+    return {"state": HostState.DOWN, "boot_id": None, "fence": None, "lost_at": at}
 
 
 def _has_fewer(wanted: Allocation, most: int) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from pymongo import ASCENDING, DESCENDING, IndexModel, ReturnDocument, UpdateOne
 from pymongo.errors import DuplicateKeyError
 
 from virtfleet_common.effects import Effect
-from virtfleet_common.records import ActionState, Holder, Instance, Step
-from virtfleet_common.states import TaskState, VmState
+from virtfleet_common.records import EVACUATION, ActionState, Holder, Instance, Step
+from virtfleet_common.states import EVACUABLE, TaskState, VmState
 from virtfleet_common.store.batch import Batcher
 from virtfleet_common.store.expect import Expect, Mismatch
 from virtfleet_common.store.guard import guarded
@@ -31,6 +31,8 @@ INDEXES = [
     IndexModel([("hints.group", ASCENDING)], sparse=True),
     IndexModel([("outbox.at", ASCENDING)], sparse=True),
     IndexModel([("move.confirm_by", ASCENDING)], sparse=True),
+    IndexModel([("move.source", ASCENDING)], sparse=True),
+    IndexModel([("move.type", ASCENDING)], sparse=True),
     IndexModel(
         [("action.step.executor", ASCENDING), ("action.progressed_at", ASCENDING)],
         partialFilterExpression={"action.id": {"$type": "string"}},
@@ -175,6 +177,43 @@ class Instances:
         """Every instance that the record places on a host."""
         rows = self._rows.find({"host": host, "vm_state": {"$ne": VmState.DELETED}})
         return [Instance.model_validate(row) async for row in rows]
+
+    @guarded
+    async def find_ids(self, ids: Collection[str]) -> list[Instance]:
+        """These instances, deleted ones included; those that are not there are left out."""
+        return [Instance.model_validate(row) async for row in self._rows.find({"_id": {"$in": list(ids)}})]
+
+    @guarded
+    async def find_evacuating(self, source: str) -> list[Instance]:
+        """Every instance in an open evacuation from a host."""
+        rows = self._rows.find({"move.source": source, "move.type": EVACUATION})
+        return [Instance.model_validate(row) async for row in rows]
+
+    @guarded
+    async def count_evacuating(self) -> int:
+        """How many evacuations are under way."""
+        return int(await self._rows.count_documents({"move.type": EVACUATION}))
+
+    @guarded
+    async def find_evacuable(self, hosts: Collection[str], *, is_wanted: bool, limit: int = 1000) -> list[Instance]:
+        """Idle instances on these hosts that may be evacuated and are to be: by their metadata `ha`, or where that says
+        nothing, if it `is_wanted`."""
+        wanted = {"$ne": "false"} if is_wanted else "true"
+        idle = {"host": {"$in": list(hosts)}, "task_state": None, "move": None, "metadata.ha": wanted}
+        rows = self._rows.find({**idle, "vm_state": {"$in": list(EVACUABLE)}}).limit(limit)
+        return [Instance.model_validate(row) async for row in rows]
+
+    @guarded
+    async def find_at(self, executors: Collection[str]) -> list[Instance]:
+        """Every instance whose current step is one of these executors'."""
+        rows = self._rows.find({**_IN_PROGRESS, "action.step.executor": {"$in": list(executors)}})
+        return [Instance.model_validate(row) async for row in rows]
+
+    @guarded
+    async def touch_on_host(self, host: str) -> int:
+        """Count up the `rev` of what is idle on a host: whoever read it before now loses the compare-and-set."""
+        idle = {"host": host, "task_state": None, "vm_state": {"$ne": VmState.DELETED}}
+        return int((await self._rows.update_many(idle, {"$inc": {"rev": 1}})).modified_count)
 
     @guarded
     async def transition(

@@ -12,7 +12,7 @@ from virtfleet_common.errors import BadRequest, Conflict, NotFound
 from virtfleet_api.answers import answer, empty
 from virtfleet_api.context import Call
 from virtfleet_api.routing import Endpoint
-from virtfleet_api.validation import Body, Whole, validated
+from virtfleet_api.validation import Body, Flag, Whole, validated
 
 Args: TypeAlias = Mapping[str, Any]
 
@@ -46,6 +46,18 @@ class Migrate(Body):
     host: Annotated[str, Field(min_length=1, max_length=255)] | None = None
 
 
+class Evacuate(Body):
+    """`{"evacuate": {"host": "..."}}`. A named host is verified, whatever `force` says; passwords are not set."""
+
+    SINCE: ClassVar[Mapping[str, int]] = {"force": 29}
+    UNTIL: ClassVar[Mapping[str, int]] = {"force": 67, "onSharedStorage": 13}
+
+    host: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    admin_pass: Annotated[str | None, Field(alias="adminPass")] = None
+    force: Flag | None = None
+    on_shared_storage: Annotated[Flag | None, Field(alias="onSharedStorage")] = None
+
+
 class ResetState(Body):
     """`{"os-resetState": {"state": "active"}}`"""
 
@@ -64,6 +76,12 @@ class Nothing(Body):
 
 def _no_args(_: Any) -> Args:
     return {}
+
+
+def _evacuate_args(body: Any) -> Args:
+    if body.force and body.host is None:
+        raise BadRequest("Can't force to a non-provided destination", rule="evacuate.force")
+    return {"host": body.host, "on_shared_storage": body.on_shared_storage}
 
 
 def _reboot_name(body: Any) -> str:
@@ -93,13 +111,14 @@ ROWS: Mapping[str, Row] = {
     "migrate": Row("migrate", Migrate, lambda body: {"host": body.host} if body.host else {}),
     "confirmResize": Row("confirm_resize"),
     "revertResize": Row("revert_resize"),
+    "evacuate": Row("evacuate", Evacuate, _evacuate_args),
     "os-resetState": Row("reset_state", ResetState, lambda body: {"state": body.state}),
 }
 
 
 class ActionBody(Body):
     """One action and its arguments: one key of reboot, os-start, os-stop, pause, unpause, suspend, resume, lock,
-    unlock, resize, migrate, confirmResize, revertResize, os-resetState, os-getConsoleOutput."""
+    unlock, resize, migrate, evacuate, confirmResize, revertResize, os-resetState, os-getConsoleOutput."""
 
 
 async def act(call: Call) -> Response:
@@ -120,6 +139,8 @@ async def _accept(call: Call, row: Row, content: Any, key: str) -> Response:
     asked = _arguments(call, row, content, key)
     name = row.name if isinstance(row.name, str) else row.name(asked)
     await call.services.acceptor.act(call.who, call.param("id"), name, row.args(asked), action_id=call.request_id)
+    if name == "evacuate" and call.version < 14:
+        return answer({"adminPass": asked.admin_pass or ""})
     return empty(ACTIONS[name].status)
 
 

@@ -1,7 +1,6 @@
 """os-services: the compute services, one per host, as operators see and switch them."""
 
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -9,6 +8,7 @@ from starlette.responses import Response
 from virtfleet_common.errors import BadRequest, NotFound
 from virtfleet_common.records import Aggregate, Host
 from virtfleet_common.states import HostState
+from virtfleet_common.store.hosts import as_lost
 
 from virtfleet_api.answers import answer
 from virtfleet_api.compute_v21.shapes import Shape, micros
@@ -19,7 +19,6 @@ from virtfleet_api.validation import Body, Flag
 BINARY = "nova-compute"
 ZONE = "availability_zone"
 """The key of an aggregate's metadata that makes it an availability zone."""
-_FRESH = 3
 Reason = Annotated[str, Field(min_length=1, max_length=255)]
 
 
@@ -96,12 +95,12 @@ async def update_service(call: Call) -> Response:
     host = next((one for one in await call.store.hosts.find() if one.uuid == name), None)
     if host is None:
         raise NotFound(f"Service {name} could not be found.", rule="service_exists")
-    changed = await _write(call, host, _checked(change, host, call))
+    changed = await _write(call, host, _checked(change, call))
     zone = zone_of(changed, await call.store.aggregates.find())
     return answer({"service": service_view(changed, zone, call.version)})
 
 
-def _checked(change: ServiceChange, host: Host, call: Call) -> dict[str, Any]:
+def _checked(change: ServiceChange, call: Call) -> dict[str, Any]:
     if change.disabled_reason is not None and change.status != "disabled":
         message = "Specifying disabled_reason is only allowed when status is being set to disabled."
         raise BadRequest(message, rule="service.reason")
@@ -109,7 +108,7 @@ def _checked(change: ServiceChange, host: Host, call: Call) -> dict[str, Any]:
     if change.status is not None:
         fields |= {"is_enabled": change.status == "enabled", "disabled_reason": change.disabled_reason}
     if change.forced_down is not None:
-        fields |= _forced(host, change.forced_down, call)
+        fields |= _forced(change.forced_down, call)
     if not fields:
         raise BadRequest(
             "No updates were requested. Fields status or forced_down should be given.", rule="service.empty"
@@ -117,12 +116,11 @@ def _checked(change: ServiceChange, host: Host, call: Call) -> dict[str, Any]:
     return fields
 
 
-def _forced(host: Host, is_forced: bool, call: Call) -> dict[str, Any]:
-    """A host that is no longer forced down is up if its heartbeats never stopped; else it is still down."""
-    patience = timedelta(seconds=_FRESH * call.services.settings.heartbeat_interval)
-    is_fresh = host.last_seen is not None and call.services.clock.now() - host.last_seen < patience
-    state = HostState.UP if is_fresh and not is_forced else HostState.DOWN
-    return {"is_forced_down": is_forced, "state": state}
+def _forced(is_forced: bool, call: Call) -> dict[str, Any]:
+    """A host that is forced down is lost at once; one that no longer is comes back when its agent has put it in
+    order."""
+    lost = as_lost(call.services.clock.now()) if is_forced else {}
+    return {"is_forced_down": is_forced, **lost}
 
 
 async def _write(call: Call, host: Host, fields: Mapping[str, Any]) -> Host:
@@ -137,16 +135,16 @@ async def _switch(call: Call, name: str) -> Response:
     host = await call.store.hosts.get(body.host)
     if host is None or body.binary != BINARY:
         raise NotFound(f"Could not find binary {body.binary} on host {body.host}.", rule="service_exists")
-    fields = _switched(name, body, host, call)
+    fields = _switched(name, body, call)
     await _write(call, host, fields)
     return answer({"service": _switch_view(name, body)})
 
 
-def _switched(name: str, body: ServiceSwitch, host: Host, call: Call) -> dict[str, Any]:
+def _switched(name: str, body: ServiceSwitch, call: Call) -> dict[str, Any]:
     if name == "force-down":
         if body.forced_down is None:
             raise BadRequest("'forced_down' is a required property.", rule="body.schema")
-        return _forced(host, body.forced_down, call)
+        return _forced(body.forced_down, call)
     if name == "disable-log-reason" and body.disabled_reason is None:
         raise BadRequest("'disabled_reason' is a required property.", rule="body.schema")
     return {"is_enabled": name == "enable", "disabled_reason": body.disabled_reason}

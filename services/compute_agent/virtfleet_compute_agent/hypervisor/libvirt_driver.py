@@ -100,6 +100,12 @@ class LibvirtHypervisor:
         if not self._connection.is_simulated:
             await self._disks.create(instance)
 
+    async def has_disk(self, instance: Instance) -> bool:
+        """Whether the root disk, if the instance has one, is in its folder; always on a simulated host."""
+        if self._connection.is_simulated or not has_root_disk(instance):
+            return True
+        return await self._file_call("has_disk", self._layout.disk(instance.id).exists)
+
     async def lost_volumes(self, instance: Instance) -> Sequence[str]:
         """The paths of the instance's block devices whose source is gone."""
         if self._connection.is_simulated or not instance.block_devices:

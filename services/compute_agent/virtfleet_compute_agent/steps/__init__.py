@@ -6,7 +6,7 @@ from functools import partial
 from virtfleet_common.executor import StepHandler, StepRun
 from virtfleet_common.outcomes import Outcome
 
-from virtfleet_compute_agent.steps import create, delete, power, reboot, resize, volumes
+from virtfleet_compute_agent.steps import create, delete, evacuate, power, reboot, resize, volumes
 from virtfleet_compute_agent.steps.context import HostContext
 
 
@@ -30,5 +30,6 @@ def handlers(host: HostContext) -> Mapping[str, StepHandler]:
         "finish": resize.finish,
         "revert": resize.revert,
         "finish_revert": resize.finish_revert,
+        "shelter": evacuate.shelter,
     }
     return {name: partial(step, host) for name, step in steps.items()}

@@ -3,10 +3,14 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from virtfleet_common.errors import HypervisorFault
+from virtfleet_common.errors import Faulty, HypervisorFault
+from virtfleet_common.executor import StepRun
 from virtfleet_common.ports import Guest, Hypervisor
+from virtfleet_common.records import Move
 from virtfleet_common.settings import AgentSettings
 from virtfleet_common.states import PowerState
+
+from virtfleet_compute_agent.storage import Storage
 
 RUNNING = frozenset({PowerState.RUNNING, PowerState.BLOCKED})
 OFF = frozenset({PowerState.SHUTOFF, PowerState.CRASHED, PowerState.NOSTATE})
@@ -14,9 +18,11 @@ OFF = frozenset({PowerState.SHUTOFF, PowerState.CRASHED, PowerState.NOSTATE})
 
 @dataclass(frozen=True, slots=True)
 class HostContext:
-    """The hypervisor of this host, the agent's settings, and `clean`, which does what the host owes for an instance."""
+    """The hypervisor of this host, its storage, the agent's settings, and `clean`, which does what the host owes for an
+    instance."""
 
     hypervisor: Hypervisor
+    storage: Storage
     settings: AgentSettings
     clean: Callable[[str], Awaitable[None]]
 
@@ -26,6 +32,25 @@ class HostContext:
             return power_state(await self.hypervisor.observe(instance_id))
         except HypervisorFault:
             return None
+
+
+class NoMove(Faulty):
+    """A step of a move found no open move in the record."""
+
+    code = "no_move"
+
+
+def open_move(run: StepRun) -> Move:
+    """The move that the step is a part of. Raises NoMove."""
+    if run.instance.move is None:
+        raise NoMove(f"instance {run.instance.id} is not being moved")
+    return run.instance.move
+
+
+async def start_guest(host: HostContext, run: StepRun) -> None:
+    """Start the guest of a step that is surely still ours: the way every step starts one. Raises LostOwnership."""
+    await run.prove(host.settings.isolation_after / 2)
+    await host.hypervisor.start(run.instance.id)
 
 
 def power_state(guest: Guest | None) -> PowerState:

@@ -9,7 +9,7 @@ from virtfleet_common.failpoints import reach
 from virtfleet_common.outcomes import Done, NotCleaned
 from virtfleet_common.states import PowerState, TaskState, VmState
 
-from virtfleet_compute_agent.steps.context import HostContext, is_made_by, power_state
+from virtfleet_compute_agent.steps.context import HostContext, is_made_by, power_state, start_guest
 from virtfleet_compute_agent.steps.delete import remove
 
 
@@ -34,7 +34,7 @@ async def _spawned(host: HostContext, run: StepRun) -> PowerState:
         await run.advance(TaskState.SPAWNING)
         await hypervisor.define(run.instance)
         reach("create.middle")
-        await hypervisor.start(id_)
+        await start_guest(host, run)
         guest = await hypervisor.observe(id_)
     return power_state(guest)
 

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from virtfleet_common import effects, moves, quota
+from virtfleet_common import moves
 from virtfleet_common.events import settled
 from virtfleet_common.executor import StepRun
 from virtfleet_common.failpoints import reach
@@ -15,11 +15,8 @@ from virtfleet_compute_agent.steps.context import HostContext
 async def delete(host: HostContext, run: StepRun) -> Done:
     """Remove every trace of the guest from this host. What is gone already is fine."""
     await remove(host, run.instance.id)
-    now = datetime.now(UTC)
-    gone = settled(VmState.DELETED, PowerState.NOSTATE, deleted_at=now, move=None)
-    instance = run.instance
-    left = [effects.release(instance.id), effects.volumes_released(instance.id), quota.gone(instance)]
-    return Done(gone, effects=[*left, *moves.deleted(instance, now)])
+    turn = moves.deleted(run.instance, datetime.now(UTC), is_cleaned=True)
+    return Done({**settled(VmState.DELETED, PowerState.NOSTATE), **turn.set}, turn.effects)
 
 
 async def remove(host: HostContext, instance_id: str) -> None:

@@ -8,7 +8,7 @@ from virtfleet_common.failpoints import reach
 from virtfleet_common.outcomes import Done
 from virtfleet_common.states import PowerState, VmState
 
-from virtfleet_compute_agent.steps.context import OFF, HostContext, is_running, power_state
+from virtfleet_compute_agent.steps.context import OFF, HostContext, is_running, power_state, start_guest
 
 
 async def start(host: HostContext, run: StepRun) -> Done:
@@ -19,7 +19,7 @@ async def start(host: HostContext, run: StepRun) -> Done:
         await hypervisor.create_disk(run.instance)
         await hypervisor.define(run.instance)
         reach("start.middle")
-        await hypervisor.start(id_)
+        await start_guest(host, run)
         guest = await hypervisor.observe(id_)
     return Done(settled(VmState.ACTIVE, power_state(guest)))
 
@@ -71,6 +71,6 @@ async def resume(host: HostContext, run: StepRun) -> Done:
     """Start the guest from its saved memory; one that was never saved starts afresh."""
     guest = await host.hypervisor.observe(run.instance.id)
     if not is_running(guest):
-        await host.hypervisor.start(run.instance.id)
+        await start_guest(host, run)
         guest = await host.hypervisor.observe(run.instance.id)
     return Done(settled(VmState.ACTIVE, power_state(guest)))

@@ -10,7 +10,7 @@ from virtfleet_common.outcomes import Done
 from virtfleet_common.ports import Guest
 from virtfleet_common.states import PowerState, TaskState, VmState
 
-from virtfleet_compute_agent.steps.context import OFF, HostContext, is_made_by, is_running, power_state
+from virtfleet_compute_agent.steps.context import OFF, HostContext, is_made_by, is_running, power_state, start_guest
 from virtfleet_compute_agent.steps.volumes import without_lost_volumes
 
 
@@ -60,7 +60,7 @@ async def _restart_softly(host: HostContext, run: StepRun, guest: Guest) -> str 
         await hypervisor.request_shutdown(id_)
         reach("reboot_soft.middle")
         seen = await hypervisor.wait_for_power_state(id_, OFF, min(settings.soft_reboot_retry, left))
-    await hypervisor.start(id_)
+    await start_guest(host, run)
     return None
 
 
@@ -74,7 +74,7 @@ async def _made_anew(host: HostContext, run: StepRun, guest: Guest | None) -> Do
     await hypervisor.create_disk(instance)
     await hypervisor.define(instance)
     reach(f"{run.spec.name}.middle")
-    await hypervisor.start(id_)
+    await start_guest(host, run)
     return _rebooted(run, await hypervisor.observe(id_))
 
 

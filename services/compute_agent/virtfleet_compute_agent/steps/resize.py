@@ -15,10 +15,17 @@ from virtfleet_common.executor import StepRun
 from virtfleet_common.failpoints import reach
 from virtfleet_common.outcomes import Done, HandOver, NotCleaned
 from virtfleet_common.ports import Export
-from virtfleet_common.records import Instance, Move
+from virtfleet_common.records import Move
 from virtfleet_common.states import PowerState, VmState
 
-from virtfleet_compute_agent.steps.context import HostContext, is_made_by, is_running, power_state
+from virtfleet_compute_agent.steps.context import (
+    HostContext,
+    is_made_by,
+    is_running,
+    open_move,
+    power_state,
+    start_guest,
+)
 from virtfleet_compute_agent.steps.delete import remove
 from virtfleet_compute_agent.steps.power import shut_down
 from virtfleet_compute_agent.steps.volumes import check_reachable
@@ -26,15 +33,9 @@ from virtfleet_compute_agent.steps.volumes import check_reachable
 _PROGRESS_STEP = 10
 
 
-class NoMove(Faulty):
-    """A step of a move found no open move in the record."""
-
-    code = "no_move"
-
-
 async def prepare(host: HostContext, run: StepRun) -> HandOver:
     """Destination: look whether the guest can live here, and open a door for its disk."""
-    instance, move = run.instance, _move(run)
+    instance, move = run.instance, open_move(run)
     await host.clean(instance.id)
     if await host.hypervisor.observe(instance.id) is not None:
         raise NotCleaned("a guest of this id is here already", host=move.destination)
@@ -51,7 +52,7 @@ async def prepare(host: HostContext, run: StepRun) -> HandOver:
 
 async def send(host: HostContext, run: StepRun) -> HandOver:
     """Source: stop the guest, send the disk, let go. What fails is put back, and the guest runs again if it ran."""
-    move = _move(run)
+    move = open_move(run)
     try:
         sent = await _sent(host, run, move)
     except LostOwnership:
@@ -88,20 +89,20 @@ def _progress(run: StepRun) -> Callable[[int], Awaitable[None]]:
 
 async def _put_back(host: HostContext, run: StepRun, error: Exception) -> None:
     try:
-        await restore(host, run.instance, _move(run).old_vm_state)
+        await restore(host, run)
     except Exception as left:
         raise NotCleaned(f"{error}; and the guest could not be put back: {left}") from error
 
 
-async def restore(host: HostContext, instance: Instance, vm_state: VmState) -> PowerState:
+async def restore(host: HostContext, run: StepRun) -> PowerState:
     """The guest as it was before the move: its disk in its place, defined, running if it ran."""
-    hypervisor = host.hypervisor
+    hypervisor, instance = host.hypervisor, run.instance
     await hypervisor.put_back(instance.id)
     if not is_running(await hypervisor.observe(instance.id)):
         await hypervisor.create_disk(instance)
         await hypervisor.define(instance)
-        if vm_state is VmState.ACTIVE:
-            await hypervisor.start(instance.id)
+        if open_move(run).old_vm_state is VmState.ACTIVE:
+            await start_guest(host, run)
     return power_state(await hypervisor.observe(instance.id))
 
 
@@ -113,13 +114,13 @@ async def finish(host: HostContext, run: StepRun) -> Done:
         raise
     except Faulty:
         power = await _taken_over(host, run)
-    turn = moves.finished(_move(run), datetime.now(UTC), host.settings.resize_confirm_window)
+    turn = moves.finished(open_move(run), datetime.now(UTC), host.settings.resize_confirm_window)
     launched = {"launched_at": datetime.now(UTC), **turn.set}
     return Done(settled(VmState.RESIZED, power, **launched), turn.effects)
 
 
 async def _taken_over(host: HostContext, run: StepRun) -> PowerState:
-    hypervisor, instance, move = host.hypervisor, run.instance, _move(run)
+    hypervisor, instance, move = host.hypervisor, run.instance, open_move(run)
     guest = await hypervisor.observe(instance.id)
     if not is_made_by(guest, run.action.id):
         await hypervisor.remove_probe(move.id)
@@ -130,14 +131,14 @@ async def _taken_over(host: HostContext, run: StepRun) -> PowerState:
         await hypervisor.define(instance)
         reach("finish.middle")
         if move.old_vm_state is VmState.ACTIVE:
-            await hypervisor.start(instance.id)
+            await start_guest(host, run)
         guest = await hypervisor.observe(instance.id)
     return power_state(guest)
 
 
 async def revert(host: HostContext, run: StepRun) -> HandOver:
     """Destination: its guest and its disk go, and the instance is the source's again."""
-    move = _move(run)
+    move = open_move(run)
     if move.is_shared:
         await host.hypervisor.destroy(run.instance.id)
         await host.hypervisor.undefine(run.instance.id)
@@ -150,14 +151,8 @@ async def revert(host: HostContext, run: StepRun) -> HandOver:
 
 async def finish_revert(host: HostContext, run: StepRun) -> Done:
     """Source: the guest as it was before the move."""
-    move = _move(run)
+    move = open_move(run)
     reach("finish_revert.middle")
-    power = await restore(host, run.instance, move.old_vm_state)
+    power = await restore(host, run)
     turn = moves.reverted(run.instance, move, datetime.now(UTC))
     return Done(settled(move.old_vm_state, power, **turn.set), turn.effects)
-
-
-def _move(run: StepRun) -> Move:
-    if run.instance.move is None:
-        raise NoMove(f"instance {run.instance.id} is not being moved")
-    return run.instance.move

@@ -48,7 +48,8 @@ class MemoryHosts(Hosts):
         sequence = stored.sequence if stored.boot_id == facts.get("boot_id") else 0
         known = {
             "uuid": uuid, "limits": limits.model_dump(), "free": free, "last_seen": now, "sequence": sequence,
-            "placed": len(stored.allocations),
+            "placed": len(stored.allocations), "fence": None, "lost_at": None,
+            "state": HostState.DOWN if stored.is_forced_down else HostState.UP,
         }  # fmt: skip
         self._records[host_id] = updated(stored, {"$set": {**known, **facts}})
         return self._records[host_id]
@@ -56,6 +57,10 @@ class MemoryHosts(Hosts):
     async def get(self, host_id: str) -> Host | None:
         await round_trip()
         return self._records.get(host_id)
+
+    async def get_brief(self, host_id: str) -> Host | None:
+        found = await self.get(host_id)
+        return found.model_copy(update={"allocations": (), "failures": ()}) if found else None
 
     async def get_state(self, host_id: str) -> HostState | None:
         await round_trip()

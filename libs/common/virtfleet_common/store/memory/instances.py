@@ -8,12 +8,13 @@ from typing import Any
 
 from virtfleet_common.effects import Effect
 from virtfleet_common.records import (
+    EVACUATION,
     ActionState,
     Holder,
     Instance,
     Step,
 )
-from virtfleet_common.states import TaskState, VmState
+from virtfleet_common.states import EVACUABLE, TaskState, VmState
 from virtfleet_common.store.expect import Expect, Mismatch
 from virtfleet_common.store.instances import Delivered, InstanceQuery, Instances, as_update, stamped
 from virtfleet_common.store.memory.documents import is_older, round_trip, stored, updated
@@ -52,6 +53,43 @@ class MemoryInstances(Instances):
     async def find_on_host(self, host: str) -> list[Instance]:
         await round_trip()
         return [one for one in self._records.values() if one.host == host and one.vm_state is not VmState.DELETED]
+
+    async def find_ids(self, ids: Collection[str]) -> list[Instance]:
+        await round_trip()
+        return [self._records[id_] for id_ in ids if id_ in self._records]
+
+    async def find_evacuating(self, source: str) -> list[Instance]:
+        await round_trip()
+        moving = [one for one in self._records.values() if one.move is not None]
+        return [one for one in moving if one.move and (one.move.source, one.move.type) == (source, EVACUATION)]
+
+    async def count_evacuating(self) -> int:
+        await round_trip()
+        return sum(one.move is not None and one.move.type == EVACUATION for one in self._records.values())
+
+    async def find_evacuable(self, hosts: Collection[str], *, is_wanted: bool, limit: int = 1000) -> list[Instance]:
+        await round_trip()
+        idle = [one for one in self._records.values() if one.host in hosts and one.task_state is None and not one.move]
+        wanted = [
+            one
+            for one in idle
+            if (one.metadata.get("ha") != "false" if is_wanted else one.metadata.get("ha") == "true")
+        ]
+        return [one for one in wanted if one.vm_state in EVACUABLE][:limit]
+
+    async def find_at(self, executors: Collection[str]) -> list[Instance]:
+        await round_trip()
+        return [one for one in self._records.values() if one.action and one.action.step.executor in executors]
+
+    async def touch_on_host(self, host: str) -> int:
+        await round_trip()
+        idle = [
+            one for one in self._records.values()
+            if one.host == host and one.task_state is None and one.vm_state is not VmState.DELETED
+        ]  # fmt: skip
+        for one in idle:
+            self._records[one.id] = one.model_copy(update={"rev": one.rev + 1})
+        return len(idle)
 
     async def transition(
         self,
