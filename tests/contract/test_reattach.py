@@ -20,6 +20,7 @@ from virtfleet_common.volumes import device_of
 from virtfleet_compute_agent.hypervisor import LibvirtHypervisor
 from virtfleet_compute_agent.steps.context import HostContext
 from virtfleet_compute_agent.steps.volumes import reattach
+from virtfleet_compute_agent.storage import Storage
 
 from tests.hypervisors import an_instance, opened, settings
 
@@ -33,7 +34,7 @@ class Shelter:
         self.store = MemoryStore()
         self.relay = Relay(self.store, MemoryBus(), "virtfleet/test")
         config = settings("test:///default", folder)
-        self.host = HostContext(hypervisor, config, self._clean)
+        self.host = HostContext(hypervisor, Storage(self.store, hypervisor), config, self._clean)
         self.executor = StepExecutor(
             name="compute.node2", boot="boot", host="node2", store=self.store, relay=self.relay, settings=config,
             handlers={},
@@ -58,7 +59,7 @@ class Shelter:
             {**device_of(one, f"a-{one.id}", f"vd{name}"), "attached_at": NOW.isoformat()}
             for one, name in zip(volumes, "bcd", strict=False)
         ]
-        step = Step(name="evacuate", executor="compute.node2", expects=[TaskState.REBUILD_BLOCK_DEVICE_MAPPING], seq=2)
+        step = Step(name="shelter", executor="compute.node2", expects=[TaskState.REBUILD_BLOCK_DEVICE_MAPPING], seq=2)
         action = ActionState(
             id="req-1", name="evacuate", trace_id="0" * 32, user_id="u1", project_id="p1", step=step, started_at=NOW,
             expires_at=NOW + timedelta(hours=1), original_vm_state=VmState.ACTIVE, progressed_at=NOW, claimed_by="boot",
@@ -70,7 +71,7 @@ class Shelter:
             held: dict[str, Any] = {"instance_id": instance.id, "host": "node1", "device": device["target"], "rank": 3}
             had = Attachment(id=device["attachment_id"], reserved_at=NOW, attached_at=NOW, **held)
             await self.store.volumes.claim(device["id"], had)
-        return StepRun(self.executor, instance, action, STEPS["finish"])
+        return StepRun(self.executor, instance, action, STEPS["shelter"])
 
     async def hosts(self) -> list[str | None]:
         """Where the collection says that the volumes are, once everything was delivered."""

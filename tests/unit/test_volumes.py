@@ -34,9 +34,9 @@ def attaching(device: dict[str, Any], **fields: Any) -> Instance:
     action = ActionState(
         id="req-1", name="attach_volume", trace_id="0" * 32, user_id="u", project_id="p",
         step=make_step("attach_volume", "host-1", args={"device": device}), started_at=NOW, expires_at=NOW,
-        original_vm_state=VmState.ACTIVE, progressed_at=NOW,
+        original_vm_state=VmState.ACTIVE, progressed_at=NOW, **fields,
     )  # fmt: skip
-    return an_instance(action=action, rev=4, **fields)
+    return an_instance(action=action, rev=4)
 
 
 def test_a_device_says_where_the_data_lies_and_what_the_guest_sees() -> None:
@@ -74,14 +74,15 @@ def test_a_move_takes_the_volumes_along_and_a_revert_brings_them_back() -> None:
     assert back["attachment"]["host"] == "host-1"
 
 
-def test_an_attach_that_was_taken_back_leaves_the_volume_free() -> None:
-    turn = moves.given_up(attaching(a_device()), "attach_volume", NOW, is_put_back=True)
+@pytest.mark.parametrize("action", [{"claimed_by": None}, {"claimed_by": "boot", "notes": {"taken_out": "no file"}}])
+def test_an_attach_that_never_began_or_was_taken_back_leaves_the_volume_free(action: dict[str, Any]) -> None:
+    turn = moves.given_up(attaching(a_device(), **action), "attach_volume", NOW, is_put_back=False)
     assert turn.set == {}
     assert [(one["kind"], one["attachment_id"]) for one in turn.effects] == [("volume_released", "a-v1")]
 
 
 def test_an_attach_of_which_nobody_knows_the_end_keeps_the_volume() -> None:
-    turn = moves.given_up(attaching(a_device()), "attach_volume", NOW, is_put_back=False)
+    turn = moves.given_up(attaching(a_device(), claimed_by="boot"), "attach_volume", NOW, is_put_back=True)
     assert [one["id"] for one in turn.set["block_devices"]] == ["v1"]
     assert [one["kind"] for one in turn.effects] == ["volume_held"]
 

@@ -18,7 +18,7 @@ import structlog
 from virtfleet_common import effects, moves, telemetry
 from virtfleet_common.bus import Delivery
 from virtfleet_common.effects import Effect
-from virtfleet_common.errors import BadMessage, LostOwnership, StoreUnavailable, VirtfleetError
+from virtfleet_common.errors import BadMessage, Faulty, LostOwnership, StoreUnavailable, VirtfleetError
 from virtfleet_common.failpoints import reach
 from virtfleet_common.messages import PerformStep
 from virtfleet_common.outcomes import (
@@ -326,8 +326,7 @@ class StepExecutor:
         """The handler's work, or its failure, as the last write of the step."""
         try:
             if run.action.attempt > self._settings.delivery_limit:
-                ended = f"step {run.spec.name} ended its executor {run.action.attempt - 1} times"
-                raise NotCleaned(ended, rule="attempts")
+                raise Faulty(f"step {run.spec.name} ended its executor {run.action.attempt - 1} times", rule="attempts")
             outcome = await self._handlers[run.spec.name](run)
         except LostOwnership:
             raise

@@ -116,7 +116,7 @@ def given_up(instance: Instance, step: str, at: datetime, *, is_put_back: bool) 
             turn = reverted(instance, instance.move, at)
             return Turn({**turn.set, **broken}, turn.effects)
         case "attach_volume":
-            return Turn(*volumes.given_up(instance, at, is_put_back=is_put_back))
+            return Turn(*volumes.given_up(instance, at))
         case _:
             return Turn({})
 
@@ -151,8 +151,8 @@ def confirmed(instance: Instance, move: Move, at: datetime) -> Turn:
 def handed_back(instance: Instance, move: Move) -> Turn:
     """The owner takes it back: the source owns the instance again, as it was."""
     fields = _owned_by(move.source, instance, move.source_claim)
-    fields["flavor"] = (instance.old_flavor or instance.flavor).document()
-    return Turn(fields, volumes.moved(instance, move.source))
+    flavor = (instance.old_flavor or instance.flavor).document()
+    return Turn({**fields, "flavor": flavor}, volumes.moved(instance, move.source))
 
 
 def reverted(instance: Instance, move: Move, at: datetime) -> Turn:
@@ -184,8 +184,8 @@ def deleted(instance: Instance, at: datetime, *, is_cleaned: bool) -> Turn:
     owing = (others | {instance.host}) - {None, instance.host if is_cleaned else None}
     owed = [left(instance, host, at, move=move, is_shared=False) for host in sorted(filter(None, owing))]
     fields = {"vm_state": VmState.DELETED, "deleted_at": at, "move": None}
-    freed = [effects.release(instance.id), effects.volumes_released(instance.id), quota.gone(instance)]
-    return Turn(fields, [*freed, *told, *owed])
+    given_back = [effects.release(instance.id), effects.volumes_released(instance.id), quota.gone(instance)]
+    return Turn(fields, [*given_back, *told, *owed])
 
 
 def left(
@@ -224,5 +224,5 @@ def _taken_back(instance: Instance, move: Move, at: datetime) -> tuple[dict[str,
     destination = move.destination
     if move.type != EVACUATION or destination is None or instance.host != destination:
         return {}, []
-    told = [left(instance, destination, at, move=move), *volumes.moved(instance, move.source)]
-    return _owned_by(move.source, instance, move.source_claim), told
+    owed = left(instance, destination, at, move=move)
+    return _owned_by(move.source, instance, move.source_claim), [owed, *volumes.moved(instance, move.source)]

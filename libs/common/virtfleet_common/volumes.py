@@ -20,6 +20,8 @@ Device = Mapping[str, Any]
 source. `boot_index` 0: the instance boots from it and has no disk of its own. `detached`: why it is there no longer."""
 DEVICE_NAMES = [f"vd{one}" for one in ascii_lowercase] + [f"vd{a}{b}" for a in ascii_lowercase for b in ascii_lowercase]
 """Names of virtio disks, in the guest's order. The first is the disk that the instance boots from."""
+TAKEN_OUT = "taken_out"
+"""The note of an attach that failed and was taken back: the guest surely does not have the volume. Holds the reason."""
 _TOLD = ("id", "attachment_id", "target", "is_readonly", "attached_at", "detached")
 
 
@@ -80,13 +82,16 @@ def moved(instance: Instance, host: str | None) -> list[Effect]:
     return [_held(instance, device, host) for device in present(instance) if device.get("attachment_id")]
 
 
-def given_up(instance: Instance, at: datetime, *, is_put_back: bool) -> tuple[dict[str, Any], list[Effect]]:
-    """An attach failed. Unless it was taken back for certain, the guest may have the volume: so the record says it has,
-    nobody else gets it, and a detach makes an end of it."""
-    device = instance.action.step.args["device"] if instance.action else {}
-    if not is_put_back:
-        return attached(instance, device, at)
-    return {}, released([device])
+def given_up(instance: Instance, at: datetime) -> tuple[dict[str, Any], list[Effect]]:
+    """An attach ends without success. Where it never began, or was taken back for certain, the volume is free. Else the
+    guest may have it: so the record says it has, nobody else gets it, and a detach makes an end of it."""
+    action = instance.action
+    if action is None:
+        return {}, []
+    device = action.step.args["device"]
+    if action.claimed_by is None or TAKEN_OUT in action.notes:
+        return {}, released([device])
+    return attached(instance, device, at)
 
 
 def _held(instance: Instance, device: Device, host: str | None) -> Effect:

@@ -185,12 +185,10 @@ class Acceptor:
         self, who: Identity, instance: Instance, spec: ActionSpec, vm_state: VmState, action_id: str
     ) -> Instance:
         """An admin says what the instance is; the action in progress, if there is one, ends as superseded."""
-        reset: dict[str, Any] = {"vm_state": vm_state, "task_state": None}
-        left: list[Effect] = []
-        if instance.action is not None and instance.action.step.name == "attach_volume":
-            fields, left = volumes.given_up(instance, self._clock.now(), is_put_back=False)
-            reset |= fields
-        return await self._complete(who, instance, spec, action_id, reset, left, end=True)
+        reset = {"vm_state": vm_state, "task_state": None}
+        is_attach = instance.action is not None and instance.action.step.name == "attach_volume"
+        fields, left = volumes.given_up(instance, self._clock.now()) if is_attach else ({}, [])
+        return await self._complete(who, instance, spec, action_id, {**reset, **fields}, left, end=True)
 
     async def _lock(
         self, who: Identity, instance: Instance, spec: ActionSpec, args: Mapping[str, Any], action_id: str

@@ -74,8 +74,7 @@ def ending(instance: Instance, action: ActionState, host: str, fault: Fault, up:
             turn = moves.handed_back(instance, move)
             return succeeded(instance, action, HandOver("finish_revert", move.source, turn.set, effects=turn.effects))
         case step:
-            # A guest that was about to leave is what it was; whether a volume reached its guest, nobody can tell.
-            turn = moves.given_up(instance, step, at, is_put_back=step == "move")
+            turn = moves.given_up(instance, step, at, is_put_back=True)
             return failed(instance, action, fault, turn.set, turn.effects)
 
 

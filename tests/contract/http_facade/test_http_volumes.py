@@ -306,11 +306,13 @@ async def test_a_deleted_server_without_a_host_gives_its_volumes_back(api: Api) 
     assert (await stored(api, volume["id"])).status == "available"
 
 
-async def test_an_attach_that_an_admin_gives_up_for_done_keeps_the_volume(api: Api) -> None:
-    server, volume = await api.instance(), await a_volume(api)
-    await attach(api, server, volume["id"])
-    assert (await api.act(server, {"os-resetState": {"state": "active"}}, who="admin")).status_code == 202
-    found = await api.store.instances.get(server.id)
-    assert found is not None
-    assert [device["id"] for device in found.block_devices] == [volume["id"]]
-    assert (await stored(api, volume["id"])).status == "in-use"
+async def test_an_attach_that_an_admin_resets_keeps_the_volume_once_it_has_begun(api: Api) -> None:
+    for claimed_by, status in (("boot", "in-use"), (None, "available")):
+        server, volume = await api.instance(), await a_volume(api)
+        await attach(api, server, volume["id"])
+        await api.store.instances.transition(server.id, expect=Expect(), action={"claimed_by": claimed_by})
+        assert (await api.act(server, {"os-resetState": {"state": "active"}}, who="admin")).status_code == 202
+        found = await api.store.instances.get(server.id)
+        assert found is not None
+        assert [device["id"] for device in found.block_devices] == ([volume["id"]] if claimed_by else [])
+        assert (await stored(api, volume["id"])).status == status

@@ -8,8 +8,9 @@ from virtfleet_common.errors import HypervisorFault, LostOwnership
 from virtfleet_common.events import lifecycle, settled
 from virtfleet_common.executor import StepRun
 from virtfleet_common.failpoints import reach
-from virtfleet_common.outcomes import Done, NotCleaned
+from virtfleet_common.outcomes import Done
 from virtfleet_common.records import Instance
+from virtfleet_common.states import TaskState
 from virtfleet_common.volumes import Device
 
 from virtfleet_compute_agent.steps.context import HostContext
@@ -18,6 +19,8 @@ from virtfleet_compute_agent.steps.context import HostContext
 async def attach(host: HostContext, run: StepRun) -> Done:
     """Have the volume in the guest and its definition. What fails is taken out again, so that another may have it."""
     device = run.action.step.args["device"]
+    if volumes.TAKEN_OUT in run.action.notes:  # by an agent that died before it could say so
+        raise HypervisorFault(run.action.notes[volumes.TAKEN_OUT], operation="attach")
     try:
         await check_reachable(host, run.instance, [device])
         reach("attach_volume.middle")
@@ -42,10 +45,12 @@ async def detach(host: HostContext, run: StepRun) -> Done:
 
 
 async def _take_out(host: HostContext, run: StepRun, device: Device, error: Exception) -> None:
+    """Unless it can be taken out, and said to be, the guest may have the volume: see `volumes.given_up`."""
     try:
         await host.hypervisor.unplug(run.instance.id, device)
-    except Exception as left:
-        raise NotCleaned(f"{error}; and the volume could not be taken out again: {left}") from error
+    except HypervisorFault as left:
+        raise HypervisorFault(f"{error}; it could not be taken out again: {left}", operation="attach") from error
+    await run.advance(TaskState.BLOCK_DEVICE_MAPPING, **{volumes.TAKEN_OUT: str(error)})
 
 
 async def check_reachable(host: HostContext, instance: Instance, devices: list[Device] | None = None) -> None:
