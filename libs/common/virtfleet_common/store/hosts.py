@@ -176,7 +176,8 @@ class Hosts:
 def as_lost(at: datetime) -> dict[str, Any]:
     """The fields of a host that is declared lost. Its registration is void: reports of it count for nothing, and it is
     lost until its agent has put it in order and registers anew."""
-    return {"state": HostState.DOWN, "boot_id": None, "fence": None, "lost_at": at}
+    stored_at = at.replace(microsecond=at.microsecond // 1000 * 1000)  # as it will be read
+    return {"state": HostState.DOWN, "boot_id": None, "fence": None, "lost_at": stored_at}
 
 
 def _has_fewer(wanted: Allocation, most: int) -> dict[str, Any]:
