@@ -48,6 +48,7 @@ FLEETS = (
     "echoing_simulation",
     "two_hosts",
     "four_hosts",
+    "harbour",
 )
 
 

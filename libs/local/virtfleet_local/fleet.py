@@ -129,10 +129,12 @@ class LocalFleet:
         agent = self._host(host)
         guests = {guest.pid for guest in machines.guests(self.data, host)}
         self.process(agent.name).kill(with_children=True)  # guests are its children, as long as it lives
-        return len(guests | machines.kill_guests(self.data, host))
+        died = guests | machines.kill_guests(self.data, host)
+        machines.power_on(self.data, host, afresh=True)  # for when it is switched on again
+        return len(died)
 
     def start_host(self, host: str, env: Mapping[str, str] | None = None) -> None:
-        """Power on: the agent starts, and no guest runs until it starts one."""
+        """Power on: the agent starts, and with it the guests that the record says are running here."""
         self.start_service(self._host(host).name, env)
 
     def connect(self) -> Any:
@@ -172,8 +174,11 @@ class LocalFleet:
             await_hosts(client[DATABASE_NAME], {host: running[host] for host in self.file.hosts}, since=before)
 
     def _launch(self, service: Service, env: Mapping[str, str]) -> None:
-        if service.kind == "agent" and self.file.hypervisor == "qemu":
-            machines.prepare_root(self.data, service.name)
+        if service.kind == "agent":
+            is_simulated = self.file.hypervisor == "test"  # such a hypervisor lives and dies with its agent
+            machines.power_on(self.data, service.name, afresh=is_simulated)
+            if not is_simulated:
+                machines.prepare_root(self.data, service.name)
         argv = [sys.executable, "-m", service.module]
         folder = self.data / "services"
         folder.mkdir(parents=True, exist_ok=True)

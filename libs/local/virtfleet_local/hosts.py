@@ -4,6 +4,7 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
+from uuid import uuid4
 
 import psutil
 
@@ -58,6 +59,19 @@ def remove_link(data: Path) -> None:
     """Take the short link away, if there is one."""
     if is_linked(data):
         _link(data).unlink()
+
+
+def boot_file(data: Path, host: str) -> Path:
+    """What the host's kernel would say of its boot: another word after each power cut."""
+    return host_folder(data, host) / "machine_boot"
+
+
+def power_on(data: Path, host: str, *, afresh: bool) -> None:
+    """The machine runs: since now (`afresh`), or since it was first switched on."""
+    boot = boot_file(data, host)
+    if afresh or not boot.exists():
+        boot.parent.mkdir(parents=True, exist_ok=True)
+        boot.write_text(uuid4().hex)
 
 
 def guests(data: Path, host: str = "") -> list[psutil.Process]:

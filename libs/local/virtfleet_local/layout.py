@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from virtfleet_local.hosts import host_folder, hypervisor_root
+from virtfleet_local.hosts import boot_file, host_folder, hypervisor_root
 
 HypervisorKind = Literal["qemu", "test"]
 SINGLE_SERVICES = {
@@ -104,6 +104,7 @@ def _agent_environment(host: str, hypervisor: HypervisorKind, data: Path) -> dic
     return {
         "VIRTFLEET_HOST": host,
         "VIRTFLEET_STATE_DIR": str(host_folder(data, host)),
+        "VIRTFLEET_MACHINE_BOOT_FILE": str(boot_file(data, host)),
         "VIRTFLEET_VIRT_TYPE": "qemu",
         "VIRTFLEET_RESERVED_RAM_MB": "64",
         "VIRTFLEET_HYPERVISOR_URI": f"qemu:///embed?root={root}" if hypervisor == "qemu" else "test:///default",

@@ -4,13 +4,15 @@ Only leftovers go: a guest that the record places on this host is never touched.
 """
 
 import asyncio
+from datetime import UTC, datetime
 
 import structlog
 from virtfleet_common.bus import COMMANDS, QueueSpec
 from virtfleet_common.errors import Faulty
 from virtfleet_common.failpoints import reach
+from virtfleet_common.moves import RANKS
 from virtfleet_common.ports import Hypervisor
-from virtfleet_common.records import Cleanup, Instance
+from virtfleet_common.records import EVACUATION, Cleanup, Instance
 from virtfleet_common.states import VmState
 from virtfleet_common.store import Store
 
@@ -61,8 +63,16 @@ class Cleaner:
         reach("cleanup.middle")
         if owed.claim is not None:
             await self._store.hosts.release(owed.instance_id, owed.claim)
+        await self._complete(owed)
         await self._store.cleanups.remove(owed.id)
         log.info("cleanup.done", instance_id=owed.instance_id, host=self._host)
+
+    async def _complete(self, owed: Cleanup) -> None:
+        """An evacuation is completed when the host that was lost is clean again."""
+        migration = await self._store.migrations.get(owed.migration_id) if owed.migration_id else None
+        if migration is not None and (migration.type, migration.source) == (EVACUATION, self._host):
+            fields = {"status": "completed", "updated_at": datetime.now(UTC)}
+            await self._store.migrations.put(migration.id, fields, RANKS["completed"])
 
     async def _remove(self, owed: Cleanup) -> None:
         hypervisor, id_ = self._hypervisor, owed.instance_id

@@ -47,12 +47,13 @@ class Returning:
             await self._do(deed(self._host, records.get(id_), guest), guest)
         await self._cleaner.clean_all()
 
-    async def is_let_in(self) -> bool:
-        """Whether nothing keeps this host outside: no admin, and no evacuation that is not decided yet."""
+    async def why_kept_out(self) -> str | None:
+        """What keeps this host outside: an admin, or an evacuation that is not decided yet; None: nothing."""
         known = await self._store.hosts.get_brief(self._host)
         if known is not None and known.is_forced_down:
-            return False
-        return not await self._store.instances.find_evacuating(self._host)
+            return "it is forced down"
+        evacuating = await self._store.instances.find_evacuating(self._host)
+        return f"{len(evacuating)} of its guests are being evacuated" if evacuating else None
 
     async def take_back(self) -> bool:
         """The host is registered: from now on its guests are its own. False if an evacuation was quicker."""

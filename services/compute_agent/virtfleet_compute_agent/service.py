@@ -58,6 +58,7 @@ class Agent:
         self._storage = Storage(base.store, hypervisor)
         self._cleaner = cleanups.Cleaner(host, base.store, hypervisor, self._storage)
         self._returning = Returning(host, base.store, hypervisor, self._cleaner, settings)
+        self._kept_out: str | None = None
 
     async def live(self) -> None:
         """One registration after the other, for ever."""
@@ -83,7 +84,11 @@ class Agent:
     async def _is_let_in(self, standing: Standing, reporter: Reporter) -> bool:
         """At the door: whether the fleet hears this host and lets it in. What must not run here is stopped first."""
         await self._returning.sort_out()
-        return await standing.is_heard(reporter.beat) and await self._returning.is_let_in()
+        why_not = await self._returning.why_kept_out()
+        if why_not is not None and why_not != self._kept_out:
+            log.warning("host.kept_out", host=self._host, why=why_not)
+        self._kept_out = why_not
+        return why_not is None and await standing.is_heard(reporter.beat)
 
     async def _registered(self, boot: str) -> None:
         await self._storage.leave_mark(self._uuid)

@@ -1,0 +1,185 @@
+"""What the fleet is for: a host dies, and whatever dies with it or after it, its guests run elsewhere, once each."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from virtfleet_common.records import Instance
+from virtfleet_common.states import HostState, PowerState, VmState
+from virtfleet_common.store import MigrationQuery
+from virtfleet_local.fleet import LocalFleet
+
+from tests.conftest import brittle
+from tests.faults.test_kill_move import qemu_io
+from tests.witness import everything_is_delivered
+from tests.world import World, polling
+
+pytestmark = [pytest.mark.qemu, pytest.mark.fleet]
+SWIFT = {
+    "VIRTFLEET_HEARTBEAT_INTERVAL": "0.5",
+    "VIRTFLEET_HOST_UNKNOWN_AFTER": "1.5",
+    "VIRTFLEET_HOST_DOWN_AFTER": "3",
+    "VIRTFLEET_LIVENESS_INTERVAL": "0.25",
+    "VIRTFLEET_AUTO_EVACUATE": "all",
+    "VIRTFLEET_EVACUATION_RETRY": "2",
+    "VIRTFLEET_AUTO_LOSS_LIMIT": "1000",
+    "VIRTFLEET_CLEANUP_INTERVAL": "1",
+}
+SCHEDULERS_POINTS = ["before_claim", "after_claim", "middle", "before_finish"]
+SHELTERS_POINTS = ["before_claim", "after_claim", "middle", "switched", "spawning", "before_finish"]
+POINTS = [f"select_shelter.{point}" for point in SCHEDULERS_POINTS] + [f"shelter.{point}" for point in SHELTERS_POINTS]
+
+
+@pytest.fixture(scope="module")
+def harbour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
+    """Three QEMU hosts on shared storage, soon lost and soon evacuated."""
+    folder = tmp_path_factory.mktemp("harbour")
+    with brittle(folder, 3, "qemu", **SWIFT, VIRTFLEET_INSTANCES_DIR=str(folder / "shared")) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+async def world(harbour: LocalFleet) -> AsyncIterator[World]:
+    """The fleet as a program sees it, all its hosts up."""
+    async with World(harbour) as found:
+        await all_are_up(found)
+        yield found
+
+
+async def all_are_up(world: World) -> None:
+    async for _ in polling("every host to be up"):
+        hosts = await world.store.hosts.find()
+        if all(host.state is HostState.UP for host in hosts):
+            return
+
+
+async def a_marked_guest(world: World) -> Instance:
+    """A running guest with something on its disk that it would miss."""
+    instance = await world.create()
+    await qemu_io(disk_of(world, instance), "write -P 0xa5 5M 64k")
+    return instance
+
+
+def disk_of(world: World, instance: Instance) -> Path:
+    return world.fleet.data / "shared" / instance.id / "disk"
+
+
+async def cut_power(world: World, host: str | None) -> None:
+    """The host and its guests die at once."""
+    await asyncio.to_thread(world.fleet.kill_host, str(host))
+
+
+async def switch_on(world: World, host: str | None) -> None:
+    """The machine boots; whether its agent is let in yet is another matter."""
+    await asyncio.to_thread(world.fleet.start_service, str(host), wait=False)
+
+
+async def lives_elsewhere(world: World, before: Instance) -> Instance:
+    """Wait until the guest's evacuation has ended well."""
+    async for _ in polling(f"{before.id} to live elsewhere"):
+        now = await world.instance(before.id)
+        if now.host != before.host and now.action is None:
+            return now
+    raise AssertionError
+
+
+async def all_is_well(world: World, before: Instance) -> Instance:
+    """The guest runs exactly once, on the host of its record, with its data; no stale copy, claim or file is left."""
+    await all_are_up(world)
+    async for _ in polling("what is owed to be cleaned up"):
+        if not await world.store.cleanups.find() and await books_balance(world, before.id):
+            break
+    await everything_is_delivered(world)
+    now = await world.instance(before.id)
+    assert (now.vm_state, now.power_state, now.move) == (VmState.ACTIVE, PowerState.RUNNING, None), now.fault
+    (guest,) = world.guests(before.id).values()
+    assert f"/{now.host}/" in " ".join(guest.cmdline())
+    assert "Pattern verification failed" not in await qemu_io(disk_of(world, now), "read -P 0xa5 5M 64k")
+    assert [path.name for path in (world.fleet.data / "shared").glob(f"*{before.id}*")] == [before.id]
+    return now
+
+
+async def books_balance(world: World, instance_id: str) -> bool:
+    """Whether the guest's host holds its place, and nobody else does."""
+    instance = await world.instance(instance_id)
+    held = {host: (await world.host(host)).allocations for host in world.fleet.file.hosts}
+    holders = [host for host, allocations in held.items() if instance_id in {one.instance_id for one in allocations}]
+    return holders == [instance.host]
+
+
+async def statuses(world: World, instance_id: str) -> list[str]:
+    """Of its migrations, newest first."""
+    found = await world.store.migrations.find_page(MigrationQuery(instance_id=instance_id))
+    assert {one.type for one in found} == {"evacuation"}
+    return [one.status for one in found]
+
+
+async def test_a_guest_of_a_host_that_dies_runs_elsewhere_with_its_data(world: World) -> None:
+    before = await a_marked_guest(world)
+    await cut_power(world, before.host)
+    moved = await lives_elsewhere(world, before)
+    assert moved.epoch == before.epoch + 1
+    assert await statuses(world, before.id) == ["done"]
+    await switch_on(world, before.host)
+    assert (await all_is_well(world, before)).host == moved.host
+    assert await statuses(world, before.id) == ["completed"]
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_an_evacuation_ends_although_its_executor_died(world: World, point: str) -> None:
+    before = await a_marked_guest(world)
+    world.arm(point)
+    await cut_power(world, before.host)
+    executor = await dead_of(world, point)
+    world.fleet.start_service(executor, wait=False)
+    await lives_elsewhere(world, before)
+    await switch_on(world, before.host)
+    await all_is_well(world, before)
+
+
+async def dead_of(world: World, point: str) -> str:
+    """Wait until a failure was met, and say who died of it."""
+    names = {"scheduler"} if point.startswith("select") else set(world.fleet.file.hosts)
+    running = {name for name in names if world.fleet.process(name).is_running()}
+    async for _ in polling(f"somebody to die at {point}"):
+        died = [name for name in running if not world.fleet.process(name).is_running()]
+        if died and not (world.failpoints / point).exists():
+            return died[0]
+    raise AssertionError
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_the_source_may_return_at_any_step_of_the_evacuation(world: World, point: str) -> None:
+    before = await a_marked_guest(world)
+    world.arm(point, "hang")
+    await cut_power(world, before.host)
+    await world.taken(point)
+    said = log_of(world, before.host).count("host.kept_out")
+    await switch_on(world, before.host)
+    async for _ in polling("the source to be at the door, or to be let in because the evacuation has ended"):
+        # A destination that hangs is lost too: then its guest goes on elsewhere, and it returns when it is released.
+        is_kept_out = log_of(world, before.host).count("host.kept_out") > said
+        if is_kept_out or (await world.host(str(before.host))).state is HostState.UP:
+            break
+    world.release(point)
+    await lives_elsewhere(world, before)
+    await all_is_well(world, before)
+
+
+def log_of(world: World, service: str | None) -> str:
+    return (world.fleet.data / "services" / f"{service}.log").read_text()
+
+
+@pytest.mark.parametrize("point", [point for point in POINTS if point.startswith("shelter")])
+async def test_a_guest_whose_destination_dies_too_is_evacuated_again(world: World, point: str) -> None:
+    before = await a_marked_guest(world)
+    world.arm(point)
+    await cut_power(world, before.host)
+    destination = await dead_of(world, point)
+    await cut_power(world, destination)  # its guests too
+    moved = await lives_elsewhere(world, before)
+    assert moved.host not in {before.host, destination}
+    for host in (before.host, destination):
+        await switch_on(world, host)
+    await all_is_well(world, before)
