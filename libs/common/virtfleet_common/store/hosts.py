@@ -113,6 +113,11 @@ class Hosts:
         return result.matched_count == 1
 
     @guarded
+    async def remove(self, host_id: str, *, was: Mapping[str, Any]) -> bool:
+        """Forget a host if it is as it `was`; False if it is not, or is not there."""
+        return (await self._rows.delete_one({"_id": host_id, **was})).deleted_count == 1
+
+    @guarded
     async def find_page(self, after: str = "", limit: int = 500) -> list[Host]:
         """The next hosts by name, with their allocations."""
         rows = self._rows.find({"_id": {"$gt": after}}).sort("_id", ASCENDING).limit(limit)
