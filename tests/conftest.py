@@ -49,6 +49,7 @@ FLEETS = (
     "two_hosts",
     "four_hosts",
     "harbour",
+    "islands",
 )
 
 

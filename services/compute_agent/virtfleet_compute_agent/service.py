@@ -67,7 +67,7 @@ class Agent:
             try:
                 await self._live_once(boot)
             except* HostLost as lost:
-                log.warning("host.lost", host=self._host, boot=boot, why=str(lost.exceptions[0]))
+                log.warning("host.lost", host=self._host, boot=boot, why=_reason(lost))
 
     async def _live_once(self, boot: str) -> None:
         base, settings = self._base, self._settings
@@ -146,6 +146,11 @@ class Agent:
         delivery.read(DoCleanups)
         await delivery.settler.ack()
         await self._returning.sort_out()
+
+
+def _reason(error: BaseException) -> str:
+    """The message of what a group of tasks ended with."""
+    return _reason(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else str(error)
 
 
 def _queue(host: str, settings: AgentSettings) -> QueueSpec:

@@ -76,14 +76,18 @@ class Standing:
         return True
 
     async def watch(self) -> None:
-        """Look again and again. Raises HostLost when this registration is over."""
+        """Look again and again, at each for itself: what hangs must hold up nothing else. Raises HostLost when this
+        registration is over."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._every(1.0, self._look_into_record))
+            group.create_task(self._every(1.0, self._rebuild_if_deaf))
+            if self._settings.isolation_policy == "stop":
+                group.create_task(self._every(0.2, self._give_up_if_isolated))
+
+    async def _every(self, share: float, look: Callable[[], Awaitable[None]]) -> None:
         while True:
-            await asyncio.sleep(self._settings.heartbeat_interval)
-            await self._look_into_record()
-            await self._rebuild_if_deaf()
-            silence = time.monotonic() - self._seen_at
-            if self._settings.isolation_policy == "stop" and silence > self._settings.isolation_after:
-                await self._give_up(silence)
+            await asyncio.sleep(share * self._settings.heartbeat_interval)
+            await look()
 
     async def _look_into_record(self) -> None:
         asked_at = time.monotonic()
@@ -102,6 +106,11 @@ class Standing:
             log.warning("bus.deaf", host=self._host, silence=round(time.monotonic() - self._heard_at, 1))
             self._heard_at = time.monotonic()  # for as long again
             await self._bus.rebuild()
+
+    async def _give_up_if_isolated(self) -> None:
+        silence = time.monotonic() - self._seen_at
+        if silence > self._settings.isolation_after:
+            await self._give_up(silence)
 
     async def _give_up(self, silence: float) -> None:
         log.error("host.isolated", host=self._host, silence=round(silence, 1))

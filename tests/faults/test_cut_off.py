@@ -1,0 +1,178 @@
+"""A host that is cut off, or stands still, and lives on: its guests go elsewhere, and it lets go of what it has."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+import pytest
+from virtfleet_common.records import Instance
+from virtfleet_common.states import HostState, PowerState, VmState
+from virtfleet_local.fleet import LocalFleet
+
+from tests.conftest import brittle
+from tests.faults.test_evacuation import SWIFT, all_are_up, books_balance, lives_elsewhere, log_of
+from tests.proxy import Wire, wire_to
+from tests.witness import everything_is_delivered
+from tests.world import World, polling
+
+pytestmark = [pytest.mark.qemu, pytest.mark.fleet]
+EDGE = "host-1"
+SELF_FENCING = {"VIRTFLEET_ISOLATION_POLICY": "stop", "VIRTFLEET_ISOLATION_AFTER": "1.5"}
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A fleet whose first host hangs on two wires."""
+
+    fleet: LocalFleet
+    to_broker: Wire
+    to_database: Wire
+
+
+@pytest.fixture(scope="module")
+def islands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
+    """Three QEMU hosts, each with storage of its own."""
+    with brittle(tmp_path_factory.mktemp("islands"), 3, "qemu", **SWIFT) as fleet:
+        file = fleet.file
+        with wire_to(file.amqp_url) as (to_broker, amqp_url), wire_to(file.mongodb_url) as (to_database, mongodb_url):
+            straight = mongodb_url.partition("?")[0] + "?directConnection=true"
+            env = {"VIRTFLEET_AMQP_URL": amqp_url, "VIRTFLEET_MONGODB_URL": straight, **SELF_FENCING}
+            fleet.stop_service(EDGE)
+            fleet.start_service(EDGE, env)
+            yield Edge(fleet, to_broker, to_database)
+
+
+@pytest.fixture
+async def world(islands: Edge) -> AsyncIterator[World]:
+    """The fleet as a program sees it, all its hosts up."""
+    async with World(islands.fleet) as found:
+        await all_are_up(found)
+        yield found
+
+
+@pytest.fixture
+def edge(islands: Edge) -> Iterator[Edge]:
+    """The wires, whole again afterwards."""
+    yield islands
+    islands.to_broker.mend()
+    islands.to_database.mend()
+    islands.fleet.process(EDGE).signal(signal.SIGCONT)
+
+
+async def a_guest_on_the_edge(world: World) -> Instance:
+    """A running guest of the host that will be cut off."""
+    for host in ("host-2", "host-3"):
+        await world.store.hosts.set_fields(host, {"is_enabled": False})
+    instance = await world.create()
+    for host in ("host-2", "host-3"):
+        await world.store.hosts.set_fields(host, {"is_enabled": True})
+    assert instance.host == EDGE
+    return instance
+
+
+async def is_settled(world: World, before: Instance) -> Instance:
+    """The guest runs exactly once, where its record says, and no host holds anything else of it."""
+    await all_are_up(world)
+    async for _ in polling("the stale copy to be gone"):
+        is_one = len(world.guests(before.id)) == 1 and await books_balance(world, before.id)
+        if is_one and not await world.store.cleanups.find():
+            break
+    await everything_is_delivered(world)
+    now = await world.instance(before.id)
+    (guest,) = world.guests(before.id).values()
+    assert f"/{now.host}/" in " ".join(guest.cmdline())
+    assert (now.vm_state, now.power_state) == (VmState.ACTIVE, PowerState.RUNNING)
+    assert [path.parent.parent.name for path in world.fleet.data.glob(f"hosts/*/instances/{before.id}")] == [now.host]
+    return now
+
+
+def runs_on(world: World, instance_id: str, host: str) -> bool:
+    return any(f"/{host}/" in " ".join(guest.cmdline()) for guest in world.guests(instance_id).values())
+
+
+async def test_a_host_that_is_cut_off_stops_its_guests_before_they_run_elsewhere(world: World, edge: Edge) -> None:
+    before = await a_guest_on_the_edge(world)
+    edge.to_broker.cut()
+    edge.to_database.cut()
+    async for _ in polling("the isolated host to power off its guest"):
+        if not runs_on(world, before.id, EDGE):
+            break
+    assert (await world.host(EDGE)).state is not HostState.DOWN, "it was declared lost while its guest still ran"
+    moved = await lives_elsewhere(world, before)
+    assert not runs_on(world, before.id, EDGE)
+    edge.to_broker.mend()
+    edge.to_database.mend()
+    assert (await is_settled(world, before)).host == moved.host
+
+
+async def test_a_host_that_only_the_broker_cannot_reach_comes_back_when_it_is_heard(world: World, edge: Edge) -> None:
+    before = await a_guest_on_the_edge(world)
+    edge.to_broker.cut()
+    moved = await lives_elsewhere(world, before)
+    async for _ in polling("the host, which can read the record, to let go of its guest"):
+        if not runs_on(world, before.id, EDGE):
+            break
+    assert (await world.host(EDGE)).state is HostState.DOWN
+    edge.to_broker.mend()
+    assert (await is_settled(world, before)).host == moved.host
+
+
+async def test_a_host_that_is_cut_off_for_a_moment_starts_again_what_it_had_stopped(world: World, edge: Edge) -> None:
+    await world.store.hosts.set_fields("host-2", {"is_enabled": False})
+    await world.store.hosts.set_fields("host-3", {"is_enabled": False})
+    before = await a_guest_on_the_edge(world)
+    edge.to_broker.cut()
+    edge.to_database.cut()
+    async for _ in polling("the isolated host to power off its guest"):
+        if not runs_on(world, before.id, EDGE):
+            break
+    edge.to_broker.mend()
+    edge.to_database.mend()
+    await is_settled(world, before)
+
+
+async def test_an_agent_that_stood_still_finds_its_guest_elsewhere_and_lets_go_of_it(world: World, edge: Edge) -> None:
+    before = await a_guest_on_the_edge(world)
+    edge.fleet.process(EDGE).signal(signal.SIGSTOP)
+    moved = await lives_elsewhere(world, before)
+    edge.fleet.process(EDGE).signal(signal.SIGCONT)
+    assert (await is_settled(world, before)).host == moved.host
+
+
+@pytest.mark.parametrize("point", ["after_claim", "middle", "before_finish"])
+async def test_an_agent_that_stood_still_in_the_middle_of_a_reboot_starts_nothing(
+    world: World, edge: Edge, point: str
+) -> None:
+    before = await a_guest_on_the_edge(world)
+    world.arm(f"reboot_hard.{point}", "hang")
+    sent = await world.act(before.id, {"reboot": {"type": "HARD"}})
+    await world.taken(f"reboot_hard.{point}")
+    moved = await lives_elsewhere(world, before)
+    world.release(f"reboot_hard.{point}")
+    assert (await is_settled(world, before)).host == moved.host
+    reboot = await world.action(sent.headers["x-openstack-request-id"])
+    assert (reboot.result, "host-1 was lost" in str(reboot.message)) == ("Error", True)
+    assert log_of(world, EDGE).count("step.lost") >= 1
+
+
+async def test_power_sync_that_stood_still_declares_nobody_lost(world: World, edge: Edge) -> None:
+    before = await a_guest_on_the_edge(world)
+    power_sync = world.fleet.process("power-sync")
+    power_sync.signal(signal.SIGSTOP)
+    await beats(world, 12)  # more than it takes to be lost
+    power_sync.signal(signal.SIGCONT)
+    (host,) = [one for one in await world.store.hosts.find() if one.id == EDGE]
+    async for _ in polling("power_sync to see the hosts again"):
+        seen = await world.host(EDGE)
+        assert seen.state is not HostState.DOWN
+        if seen.state is HostState.UP and seen.sequence > host.sequence:
+            break
+    assert (await is_settled(world, before)).epoch == before.epoch
+
+
+async def beats(world: World, count: int) -> None:
+    """Wait for so many heartbeats of a host."""
+    async with world.client.subscribed(f"host.{EDGE}.heartbeat") as events, asyncio.timeout(30):
+        for _ in range(count):
+            await anext(events)
