@@ -1,5 +1,5 @@
-"""Resizes, cold migrations and evacuations as people ask for them, with the `openstack` command, on a whole fleet of simulated
-hosts; and what their project's quota, the history and a dry run of placement say meanwhile."""
+"""Resizes, cold migrations and evacuations as people ask for them, with the `openstack` command, on a whole fleet of
+simulated hosts; and what their project's quota, the history and a dry run of placement say meanwhile."""
 
 import json
 import os
