@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from itertools import permutations
 from typing import Any
 from uuid import uuid4
 
@@ -109,6 +110,26 @@ async def test_a_page_of_moves_begins_where_the_last_one_ended(store: Store) -> 
     first = await store.migrations.find_page(MigrationQuery(limit=1))
     rest = await store.migrations.find_page(MigrationQuery(after=first[0]))
     assert [one.id for one in [*first, *rest]] == ["2", "1", "0"]
+
+
+async def test_a_move_reads_the_same_in_whatever_order_it_was_written(store: Store) -> None:
+    begun = {
+        "number": 7, "instance_id": "i", "project_id": "p", "user_id": "u", "type": "evacuation", "status": "accepted",
+        "source": "h1", "old_flavor_id": "1", "new_flavor_id": "1", "created_at": START, "updated_at": START,
+    }  # fmt: skip
+    later = START + timedelta(hours=1)
+    writes = [(begun, 5), ({"status": "pre-migrating", "destination": "h2", "updated_at": later}, 10),
+              ({"status": "done", "updated_at": later}, 40)]  # fmt: skip
+    read = []
+    for number, order in enumerate(permutations(writes)):
+        for fields, rank in order:
+            await store.migrations.put(str(number), fields, rank)
+            shown = await store.migrations.get(str(number))
+            assert (shown is not None) is (len(await store.migrations.find_page(MigrationQuery(limit=9))) > number)
+        assert shown is not None
+        read.append(shown.model_dump(exclude={"id"}))
+    assert all(one == read[0] for one in read)
+    assert (read[0]["status"], read[0]["destination"], read[0]["updated_at"]) == ("done", "h2", later)
 
 
 async def test_a_groups_members_are_the_instances_whose_hint_names_it(store: Store) -> None:

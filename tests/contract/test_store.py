@@ -13,18 +13,21 @@ import pytest
 from virtfleet_common import effects
 from virtfleet_common.errors import StoreUnavailable
 from virtfleet_common.records import (
+    EVACUATION,
     ActionRecord,
     ActionState,
     Allocation,
+    Fencing,
     Flavor,
     Instance,
+    Move,
     Reply,
     Resources,
     Step,
     Token,
 )
 from virtfleet_common.settings import CommonSettings
-from virtfleet_common.states import HostState, PowerState, TaskState, VmState
+from virtfleet_common.states import EVACUABLE, HostState, PowerState, TaskState, VmState
 from virtfleet_common.store import Delivered, Expect, InstanceQuery, Mismatch, Store
 from virtfleet_common.store.hosts import as_lost
 from virtfleet_common.store.memory import MemoryStore
@@ -469,6 +472,83 @@ async def test_a_host_is_asked_for_all_that_the_record_places_on_it(store: Store
     assert [one.id for one in await store.instances.find_on_host("node1")] == [here.id]
 
 
+async def test_instances_are_found_by_their_ids_deleted_ones_too(store: Store) -> None:
+    live = await store.instances.insert(an_instance())
+    gone = await store.instances.insert(an_instance(vm_state=VmState.DELETED))
+    await store.instances.insert(an_instance())
+    found = await store.instances.find_ids([live.id, gone.id, "nobody"])
+    assert {one.id for one in found} == {live.id, gone.id}
+    assert await store.instances.find_ids([]) == []
+
+
+# Host loss
+
+
+def a_move(type_: str = EVACUATION, source: str = "node1") -> Move:
+    return Move(id=str(uuid4()), type=type_, source=source, source_claim=None, old_vm_state=VmState.ACTIVE)
+
+
+async def test_open_evacuations_are_found_by_their_source_wherever_the_instance_is(store: Store) -> None:
+    before = await store.instances.insert(an_instance(move=a_move()))
+    after = await store.instances.insert(an_instance(host="node2", move=a_move()))
+    await store.instances.insert(an_instance(move=a_move(source="node2")))
+    await store.instances.insert(an_instance(move=a_move("resize")))
+    await store.instances.insert(an_instance())
+    assert {one.id for one in await store.instances.find_evacuating("node1")} == {before.id, after.id}
+    assert await store.instances.count_evacuating() == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "if_wanted", "if_not"),
+    [
+        ({}, True, False),
+        ({"metadata": {"ha": "true"}}, True, True),
+        ({"metadata": {"ha": "false"}}, False, False),
+        ({"metadata": {"ha": "perhaps"}}, True, False),
+        ({"host": "node2", "metadata": {"ha": "true"}}, True, True),
+        ({"host": "node3"}, False, False),
+        ({"task_state": TaskState.REBOOTING}, False, False),
+        ({"move": a_move("resize")}, False, False),
+        *[({"vm_state": state}, state in EVACUABLE, False) for state in VmState],
+    ],
+)
+async def test_what_may_be_evacuated_is_idle_and_wanted(
+    store: Store, fields: dict[str, Any], if_wanted: bool, if_not: bool
+) -> None:
+    await store.instances.insert(an_instance(**fields))
+    for is_wanted, expected in ((True, if_wanted), (False, if_not)):
+        assert len(await store.instances.find_evacuable(["node1", "node2"], is_wanted=is_wanted)) == expected
+        assert await store.instances.find_evacuable([], is_wanted=is_wanted) == []
+
+
+async def test_no_more_than_the_limit_are_said_to_be_evacuable(store: Store) -> None:
+    for _ in range(3):
+        await store.instances.insert(an_instance())
+    assert len(await store.instances.find_evacuable(["node1"], is_wanted=True, limit=2)) == 2
+
+
+async def test_what_is_at_work_is_found_by_the_executor_of_its_step(store: Store) -> None:
+    here = await an_instance_at_work(store)
+    there = await an_instance_at_work(store, step=a_step(host="node2"))
+    await an_instance_at_work(store, step=a_step(host="node10"))
+    await store.instances.insert(an_instance())
+    found = await store.instances.find_at(["compute.node1", "compute.node2"])
+    assert {one.id for one in found} == {here.id, there.id}
+    assert await store.instances.find_at([]) == []
+
+
+async def test_whoever_read_an_idle_instance_before_its_host_came_back_loses(store: Store) -> None:
+    idle = await store.instances.insert(an_instance())
+    busy = await an_instance_at_work(store)
+    elsewhere = await store.instances.insert(an_instance(host="node2"))
+    gone = await store.instances.insert(an_instance(vm_state=VmState.DELETED))
+    assert await store.instances.touch_on_host("node1") == 1
+    with pytest.raises(Mismatch):
+        await store.instances.transition(idle.id, expect=Expect(rev=idle.rev), set={"name": "late"})
+    for other in (busy, elsewhere, gone):
+        await store.instances.transition(other.id, expect=Expect(rev=other.rev), set={"name": "in time"})
+
+
 # The history of actions
 
 HISTORY = [
@@ -703,6 +783,58 @@ async def test_fields_of_a_host_are_set_if_it_is_as_it_was(store: Store) -> None
     assert not await store.hosts.set_fields("node9", {"state": HostState.DOWN})
     assert await store.hosts.get_state("node1") is HostState.DOWN
     assert await store.hosts.get_state("node9") is None
+
+
+async def test_a_brief_host_is_the_host_without_its_lists(store: Store) -> None:
+    await a_host(store)
+    await store.hosts.claim("node1", an_allocation())
+    await store.hosts.note_failure("node1", "req-1:1")
+    whole, brief = await store.hosts.get("node1"), await store.hosts.get_brief("node1")
+    assert whole is not None
+    assert brief is not None
+    assert (len(whole.allocations), len(whole.failures), brief.placed) == (1, 1, 1)
+    assert brief.model_dump() == whole.model_copy(update={"allocations": (), "failures": ()}).model_dump()
+    assert await store.hosts.get_brief("node9") is None
+
+
+async def test_a_lost_host_has_no_registration_and_no_proof_until_it_registers_anew(store: Store) -> None:
+    await a_host(store)
+    await store.hosts.set_fields("node1", as_lost(datetime.now(UTC)))
+    await store.hosts.set_fields("node1", {"fence": {"proof": "silence", "at": now()}}, was={"fence": None})
+    lost = await store.hosts.get_brief("node1")
+    assert lost is not None
+    assert (lost.state, lost.boot_id, lost.fence is None) == (HostState.DOWN, None, False)
+    await a_host(store, boot_id="boot2")
+    back = await store.hosts.get_brief("node1")
+    assert back is not None
+    assert (back.state, back.fence, back.lost_at) == (HostState.UP, None, None)
+
+
+async def test_of_two_who_lease_the_fencing_of_one_loss_one_gets_it(store: Store) -> None:
+    await a_host(store)
+    await store.hosts.set_fields("node1", as_lost(datetime.now(UTC)))
+    for was in (None, ago(60)):  # nobody ever did, and somebody did and died
+        if was is not None:
+            await store.hosts.set_fields("node1", {"fencing.until": was})
+        lost = await store.hosts.get_brief("node1")
+        assert lost is not None
+        this = {"state": HostState.DOWN, "lost_at": lost.lost_at, "fence": None, "fencing.until": was}
+        leases = [
+            Fencing(lost_at=lost.lost_at, attempts=1, by=by, until=now() + timedelta(seconds=offset))
+            for offset, by in enumerate("ab")
+        ]
+        writes = [store.hosts.set_fields("node1", {"fencing": one.model_dump()}, was=this) for one in leases]
+        assert sorted(await asyncio.gather(*writes)) == [False, True]
+
+
+async def test_a_host_is_removed_if_it_is_as_it_was(store: Store) -> None:
+    await a_host(store)
+    await store.hosts.claim("node1", an_allocation())
+    assert not await store.hosts.remove("node1", was={"placed": 0})
+    await store.hosts.release("i1")
+    assert await store.hosts.remove("node1", was={"placed": 0})
+    assert not await store.hosts.remove("node1", was={})
+    assert await store.hosts.get("node1") is None
 
 
 async def test_the_list_of_hosts_is_in_order_and_leaves_the_allocations_out(store: Store) -> None:

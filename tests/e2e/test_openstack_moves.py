@@ -1,5 +1,5 @@
-"""Resizes and cold migrations as people ask for them, with the `openstack` command, on a whole fleet of simulated
-hosts; and what their project's quota, the history and a dry run of placement say meanwhile."""
+"""Resizes, cold migrations and evacuations as people ask for them, with the `openstack` command, on a whole fleet of
+simulated hosts; and what their project's quota, the history and a dry run of placement say meanwhile."""
 
 import json
 import os
@@ -110,6 +110,40 @@ def test_a_cold_migration_is_taken_back(fleet: LocalFleet, http: httpx.Client) -
     assert shown(http, id_)["OS-EXT-SRV-ATTR:host"] == host
     assert cores_used(http) == used
     http.delete(f"/v2.1/servers/{id_}")
+
+
+def service(http: httpx.Client, host: str) -> Any:
+    """The compute service of a host; None if there is none."""
+    return next(iter(http.get("/v2.1/os-services", params={"host": host}).json()["services"]), None)
+
+
+def test_a_server_of_a_lost_host_is_evacuated_and_the_host_comes_back(fleet: LocalFleet, http: httpx.Client) -> None:
+    id_ = created(http, "castaway")
+    lost = shown(http, id_)["OS-EXT-SRV-ATTR:host"]
+    (other,) = set(fleet.file.hosts) - {lost}
+    openstack(fleet, "compute", "service", "set", "--down", lost, "nova-compute")
+    assert (service(http, lost)["state"], shown(http, id_)["host_status"]) == ("down", "DOWN")
+    openstack(fleet, "server", "evacuate", "--host", other, id_)
+    eventually(lambda: [shown(http, id_)[name] for name in ("OS-EXT-SRV-ATTR:host", "status")], [other, "ACTIVE"])
+    assert http.get(f"/fencing/{lost}").json()["host"]["fence"]["detail"] == "an admin forced it down"
+    query = {"instance_uuid": id_, "migration_type": "evacuation"}
+    eventually(
+        lambda: http.get("/v2.1/os-migrations", params=query).json()["migrations"][0]["status"], "completed"
+    )  # its agent, at the door, has cleaned up
+    (move,) = parsed(fleet, "server", "migration", "list", "--server", id_, "--type", "evacuation")
+    assert (move["Source Compute"], move["Dest Compute"]) == (lost, other)
+    openstack(fleet, "compute", "service", "set", "--up", lost, "nova-compute")
+    eventually(lambda: service(http, lost)["state"], "up")
+    http.delete(f"/v2.1/servers/{id_}")
+
+
+def test_a_host_that_is_not_needed_any_more_is_deleted(fleet: LocalFleet, http: httpx.Client) -> None:
+    host = fleet.file.hosts[0]
+    fleet.stop_service(host)
+    openstack(fleet, "compute", "service", "delete", service(http, host)["id"])
+    assert service(http, host) is None
+    fleet.start_service(host)  # it registers anew
+    eventually(lambda: service(http, host)["state"], "up")
 
 
 def test_a_dry_run_says_where_a_server_would_go_and_claims_nothing(fleet: LocalFleet, http: httpx.Client) -> None:

@@ -1,9 +1,12 @@
-"""What a move leaves when one of its steps is given up."""
+"""What a move leaves when one of its steps is given up, and what an evacuation writes at its turns."""
+
+from typing import Any
 
 import pytest
 from virtfleet_common import moves
-from virtfleet_common.records import Move
+from virtfleet_common.records import EVACUATION, ActionState, Instance, Move
 from virtfleet_common.states import VmState
+from virtfleet_common.steps import make_step
 
 from tests.unit.records import NOW, an_instance
 
@@ -40,3 +43,89 @@ def test_a_move_that_is_given_up_is_never_left_half_open(
 def test_an_action_that_is_no_move_leaves_nothing_of_one() -> None:
     turn = moves.given_up(an_instance(), "reboot_hard", NOW, is_put_back=False)
     assert (turn.set, turn.effects) == ({}, [])
+
+
+# Evacuation: the source is lost, so it keeps its claim until the guest lives elsewhere
+
+EVACUATED = MOVE.model_copy(update={"type": EVACUATION})
+
+
+def on_its_source(**more: Any) -> Instance:
+    return an_instance(**{"host": "host-1", "claim": "c-1", "epoch": 3, "move": EVACUATED, **more})
+
+
+def on_its_destination(**more: Any) -> Instance:
+    return on_its_source(**{"host": "host-2", "claim": "c-2", "epoch": 4, **more})
+
+
+def told(turn: moves.Turn, kind: str, *names: str) -> list[tuple[Any, ...]]:
+    """The effects of one kind, as these fields of theirs."""
+    return [tuple(one.get(kind, one)[name] for name in names) for one in turn.effects if one["kind"] == kind]
+
+
+def statuses(turn: moves.Turn) -> list[str]:
+    return [one["fields"]["status"] for one in turn.effects if one["kind"] == "migration"]
+
+
+def test_an_evacuation_begins_as_accepted_and_knows_what_it_leaves() -> None:
+    action = ActionState(
+        id="req-1", name="evacuate", trace_id="1" * 32, user_id="u", project_id="p",
+        step=make_step("select_shelter", None), started_at=NOW, expires_at=NOW, original_vm_state=VmState.STOPPED,
+        progressed_at=NOW,
+    )  # fmt: skip
+    turn = moves.begun(on_its_source(move=None, vm_state=VmState.STOPPED), action, EVACUATION)
+    move = Move.model_validate(turn.set["move"])
+    assert (move.type, move.source, move.source_claim, move.old_vm_state) == (EVACUATION, "host-1", "c-1", "stopped")
+    assert (move.destination, move.claim, move.is_shared) == (None, None, None)
+    assert statuses(turn) == ["accepted"]
+
+
+def test_its_destination_owns_an_evacuated_instance_before_anything_is_started() -> None:
+    turn = moves.sheltering(on_its_source(), EVACUATED, is_shared=True)
+    assert turn.set == {"host": "host-2", "epoch": 4, "claim": "c-2", "move.is_shared": True}
+    assert turn.effects == []
+
+
+def test_an_evacuated_guest_gives_its_old_place_back_and_leaves_a_debt_there() -> None:
+    shared = EVACUATED.model_copy(update={"is_shared": True})
+    turn = moves.sheltered(on_its_destination(move=shared), shared, NOW)
+    assert turn.set == {"move": None}
+    assert statuses(turn) == ["done"]
+    assert told(turn, "release", "instance_id", "claim") == [("i-1", "c-1")]
+    assert told(turn, "cleanup", "host", "claim", "is_shared", "migration_id") == [("host-1", None, True, "m-1")]
+
+
+def test_a_destination_that_refuses_an_evacuation_before_the_switch_owes_nothing() -> None:
+    turn = moves.refused(on_its_source(), EVACUATED, NOW)
+    assert turn.set == {"move.destination": None, "move.claim": None, "move.is_shared": None}
+    assert told(turn, "release", "claim") == [("c-2",)]
+    assert told(turn, "cleanup", "host") == []
+
+
+def test_a_destination_that_refuses_an_evacuation_after_the_switch_gives_the_instance_back() -> None:
+    turn = moves.refused(on_its_destination(), EVACUATED, NOW)
+    assert (turn.set["host"], turn.set["epoch"], turn.set["claim"]) == ("host-1", 5, "c-1")
+    assert told(turn, "release", "claim") == [("c-2",)]
+    assert told(turn, "cleanup", "host", "migration_id") == [("host-2", "m-1")]
+
+
+@pytest.mark.parametrize("step", ["select_shelter", "shelter"])
+@pytest.mark.parametrize("is_switched", [False, True])
+def test_an_evacuation_that_is_given_up_leaves_the_instance_with_its_source(step: str, is_switched: bool) -> None:
+    instance = on_its_destination() if is_switched else on_its_source()
+    turn = moves.given_up(instance, step, NOW, is_put_back=False)
+    after = instance.model_copy(update=dict(turn.set))
+    assert (after.host, after.claim, after.move, after.vm_state) == ("host-1", "c-1", None, instance.vm_state)
+    assert after.epoch == (5 if is_switched else 3)
+    assert statuses(turn) == ["error"]
+    assert told(turn, "release", "claim") == [("c-2",)]
+    assert told(turn, "cleanup", "host") == ([("host-2",)] if is_switched else [])
+
+
+def test_an_instance_that_is_deleted_during_its_evacuation_is_owed_a_cleaning_by_both_hosts() -> None:
+    turn = moves.deleted(on_its_destination(), NOW, is_cleaned=True)
+    assert statuses(turn) == ["error"]
+    assert told(turn, "release", "instance_id", "claim") == [("i-1", None)]
+    assert told(turn, "cleanup", "host", "is_shared") == [("host-1", False)]
+    owed = told(moves.deleted(on_its_destination(), NOW, is_cleaned=False), "cleanup", "host")
+    assert owed == [("host-1",), ("host-2",)]

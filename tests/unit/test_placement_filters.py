@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from virtfleet_common.plugins import NoSuchPlugin
 from virtfleet_common.settings import DEFAULT_FILTERS, SchedulerSettings
 from virtfleet_scheduler.filters.condition import HostEnabled, HostUp
 from virtfleet_scheduler.filters.groups import Affinity, AntiAffinity
@@ -14,7 +15,7 @@ from virtfleet_scheduler.filters.room import EnoughDisk, EnoughRam, EnoughVcpus
 from virtfleet_scheduler.filters.specs import AggregateSpecs, Capabilities
 from virtfleet_scheduler.filters.zone import InZone
 from virtfleet_scheduler.operators import matches
-from virtfleet_scheduler.rules import NoSuchRule, Rules
+from virtfleet_scheduler.rules import Rules
 
 from tests.placement import a_fleet, a_group, a_request, an_aggregate, passing
 
@@ -185,7 +186,7 @@ def test_every_default_rule_is_installed_and_in_order() -> None:
 
 
 def test_a_rule_that_nobody_offers_is_refused_by_name() -> None:
-    with pytest.raises(NoSuchRule, match="moon_phase"):
+    with pytest.raises(NoSuchPlugin, match="moon_phase"):
         Rules.of(SchedulerSettings(filters=["moon_phase"]))
-    with pytest.raises(NoSuchRule, match="moon_phase"):
+    with pytest.raises(NoSuchPlugin, match="moon_phase"):
         Rules.of(SchedulerSettings(weighers={"moon_phase": 1.0}))

@@ -7,6 +7,7 @@ VirtfleetError
 └── Faulty           ours or the world's: `code`, and whether trying again may help
     ├── HypervisorFault      libvirt refused or failed
     │   └── HypervisorTimeout    libvirt did not answer in time: nothing is known about the outcome
+    ├── FenceFault           a lost host could not be proven to be off
     ├── ImageFault           an image is missing, unreadable or not what its checksum says
     ├── BusUnavailable       the broker cannot be reached or did not confirm
     │   └── Unroutable           the broker is there, and no queue takes this key
@@ -101,6 +102,12 @@ class HypervisorTimeout(HypervisorFault):
     """libvirt did not answer within the deadline. The outcome is unknown."""
 
     code, retryable = "hypervisor_timeout", True
+
+
+class FenceFault(Faulty):
+    """A lost host could not be proven to be off; `facts["output"]` is what was heard meanwhile, for people."""
+
+    code, retryable = "fence_fault", True
 
 
 class ImageFault(Faulty):

@@ -268,6 +268,25 @@ class HostChanged(Event):
     last_seen: datetime | None
 
 
+class HostFenced(Event):
+    """`host.<host>.fenced`: a lost host is proven to run nothing any more, and its guests may be started elsewhere."""
+
+    host: str
+    proof: str
+    detail: str
+    at: datetime
+
+
+class FenceFailed(Event):
+    """`host.<host>.fence_failed`: there is no proof yet, for a reason not told before. Tried again at `retry_at`."""
+
+    host: str
+    attempts: int
+    error: str
+    output: str
+    retry_at: datetime
+
+
 class MassLoss(Event):
     """`fleet.mass_loss`: these hosts fell silent together, and none of them is declared down."""
 

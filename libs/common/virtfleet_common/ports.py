@@ -1,4 +1,4 @@
-"""The world behind interfaces: what the decision core may ask of a clock, a bus, a store and a hypervisor.
+"""The world behind interfaces: what the decision core may ask of a clock, a bus, a store, a hypervisor and a fence.
 
 Each port has a real adapter and, where tests want one, an in-memory twin that passes the same contract suite.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from virtfleet_common.records import Image, Instance, Resources
+from virtfleet_common.records import Host, Image, Instance, Resources
 from virtfleet_common.states import PowerState
 from virtfleet_common.volumes import Device
 
@@ -18,6 +18,21 @@ class Clock(Protocol):
 
     def now(self) -> datetime:
         """The current time."""
+        ...
+
+
+class Fence(Protocol):
+    """A way to be sure that a lost host runs nothing any more. A plug-in (entry point `virtfleet.fences`), made with
+    power_sync's settings as its only argument."""
+
+    name: str
+    """What its proofs are called."""
+    is_drastic: bool
+    """Whether it does something to the machine: then `auto_loss_limit` limits it."""
+
+    async def prove(self, host: Host) -> str:
+        """Have the host off, and see it off; says how that was seen, for people. It may be asked again, and given up in
+        the middle (cancelled). Raises FenceFault while there is no proof."""
         ...
 
 

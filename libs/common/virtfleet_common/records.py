@@ -208,20 +208,34 @@ class HostFailure(Record):
     at: datetime
 
 
-class Fence(Record):
-    """The proof that a lost host can no longer run its guests. `proof`: what it rests on; `detail`: for people."""
+class FenceProof(Record):
+    """The proof that a lost host can no longer run its guests. `proof`: what it rests on; `detail`: for people;
+    `is_told`: it was announced."""
 
     proof: str
     at: datetime
     detail: str = ""
+    is_told: bool = False
+
+
+class Fencing(Record):
+    """The attempts to fence a host in the loss of `lost_at`. `by` is at it, until `until` at the longest; without `by`,
+    the next attempt may begin then. `error` and `output`: why the latest failed."""
+
+    lost_at: datetime | None
+    attempts: int
+    by: str | None
+    until: datetime
+    error: str = ""
+    output: str = ""
 
 
 class Host(Record):
     """One hypervisor: `total` is what it has, `limits` what may be allocated, `free` the limits less `allocations`,
     `placed` their number; `failures` are the latest attempts to build a guest that failed here.
 
-    `boot_id` None: the host was lost, and is not back until its agent registers anew. `fence` is set while it is down;
-    `told` is the state that was announced last.
+    `boot_id` None: the host was lost, and is not back until its agent registers anew. `fence` is set while it is down
+    and surely off, `fencing` when that was tried; `told` is the state that was announced last.
     """
 
     id: str = Field(alias="_id")
@@ -233,7 +247,8 @@ class Host(Record):
     is_responsive: bool = True
     disabled_reason: str | None = None
     is_forced_down: bool = False
-    fence: Fence | None = None
+    fence: FenceProof | None = None
+    fencing: Fencing | None = None
     lost_at: datetime | None = None
     told: HostState | None = None
     last_seen: datetime | None = None

@@ -140,6 +140,15 @@ class PowerSyncSettings(CommonSettings):
     host_unknown_after: float = Field(15.0, description="three missed heartbeats")
     host_down_after: float = Field(30.0, description="a host that was silent for so long is down")
     mass_loss_fraction: float = Field(0.5, description="more hosts than this lost together: our own network is suspect")
+    fencing: str = Field("none", description="how a lost host is proven to be off: none, command, manual, or a plug-in")
+    fence_command: list[str] = Field(
+        [], description="of `command`: the program and its arguments; {action} (off, status) and {host} are filled in"
+    )
+    fence_call_timeout: float = Field(20.0, description="the longest wait for one call of that program")
+    fence_off_timeout: float = Field(60.0, description="a host not seen off so long after it was switched off: failed")
+    fence_status_interval: float = Field(1.0, description="how often its status is asked for meanwhile")
+    fence_attempt_timeout: float = Field(180.0, description="the longest that one attempt to fence a host may take")
+    fence_retry: float = Field(30.0, description="the pause before the next attempt")
     auto_evacuate: Literal["off", "all"] = Field(
         "off", description="all: guests of a lost, fenced host are evacuated by themselves; metadata `ha` overrides it"
     )

@@ -13,7 +13,7 @@ from virtfleet_common.ports import Clock
 from virtfleet_common.settings import ApiSettings
 from virtfleet_common.store import Store
 
-from virtfleet_api import compute_v21, health, images, keystone, network, placement, stream, volumes
+from virtfleet_api import compute_v21, fencing, health, images, keystone, network, placement, stream, volumes
 from virtfleet_api.accept import Acceptor
 from virtfleet_api.auth import Authenticator
 from virtfleet_api.context import Readiness, Services
@@ -30,6 +30,7 @@ DIALECTS = (
     network.DIALECT,
     volumes.DIALECT,
     placement.DIALECT,
+    fencing.DIALECT,
     health.DIALECT,
     stream.DIALECT,
     compute_v21.ROOT,

@@ -11,9 +11,14 @@ from virtfleet_common.store import Store
 
 
 async def check_target(store: Store, instance: Instance, args: Mapping[str, Any]) -> None:
-    """Raises NotFound for a host that nobody knows, BadRequest for the instance's own."""
+    """Raises BadRequest for what does not go together, NotFound for a host that nobody knows, BadRequest for the
+    instance's own."""
     host: str | None = args.get("host")
+    if args.get("sets_password") and args.get("on_shared_storage"):
+        raise BadRequest("admin password can't be changed on existing disk", rule="evacuate.password")
     if host is None:
+        if args.get("force"):
+            raise BadRequest("Can't force to a non-provided destination", rule="evacuate.force")
         return
     if await store.hosts.get_state(host) is None:
         raise NotFound(f"Compute host {host} could not be found.", rule="host_exists")

@@ -1,7 +1,7 @@
 """Events as they happen, over HTTP (server-sent events): each one a CloudEvent in JSON.
 
-Who is no admin sees the events of their own project's instances; events of hosts are for admins. There is no replay: a
-client that was away reads the record, which is the truth, and listens again.
+Who is no admin sees the events of their own project's instances; those of hosts and of the fleet are for admins. There
+is no replay: a client that was away reads the record, which is the truth, and listens again.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -23,7 +23,8 @@ from virtfleet_api.sources import FleetEvent
 _PING = 15
 _INSTANCES = "instance.#"
 # Heartbeats and deltas of hosts are not listened to: they are many, and what they change is an event of its own.
-_HOSTS = tuple(f"host.#.{word}" for word in ("up", "unknown", "down", "unresponsive", "responsive", "orphan", "alarm"))
+_HOST_WORDS = ("up", "unknown", "down", "fenced", "fence_failed", "unresponsive", "responsive", "orphan", "alarm")
+_FLEET = (*(f"host.#.{word}" for word in _HOST_WORDS), "fleet.#")
 
 
 class EventStream(Response):
@@ -56,7 +57,7 @@ async def _patterns(call: Call) -> Sequence[str]:
     if instance_id is not None:
         await find_server(call, instance_id)
         return (f"instance.*.*.{instance_id}",)
-    return (_INSTANCES, *_HOSTS) if call.who.is_admin else (_INSTANCES,)
+    return (_INSTANCES, *_FLEET) if call.who.is_admin else (_INSTANCES,)
 
 
 async def _seen(events: AsyncIterator[FleetEvent], who: Identity) -> AsyncIterator[ServerSentEvent]:

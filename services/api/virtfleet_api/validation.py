@@ -15,18 +15,23 @@ _LONGEST_SHOWN = 100
 class Body(BaseModel):
     """A part of a request's body: nothing is converted, unknown fields are refused.
 
-    `SINCE` and `UNTIL` name the microversions of fields that were not, or are no longer, in every one.
+    `SINCE` and `UNTIL` name the microversions of fields that were not, or are no longer, in every one; `NEEDED_UNTIL`
+    of those that had to be there.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     SINCE: ClassVar[Mapping[str, int]] = {}
     UNTIL: ClassVar[Mapping[str, int]] = {}
+    NEEDED_UNTIL: ClassVar[Mapping[str, int]] = {}
 
     @model_validator(mode="before")
     @classmethod
     def _check_versions(cls, data: Any, info: ValidationInfo) -> Any:
         if (cls.SINCE or cls.UNTIL) and isinstance(data, dict) and info.context:
             version = info.context["version"]
+            for name, until in cls.NEEDED_UNTIL.items():
+                if version <= until and name not in data:
+                    raise PydanticCustomError("missing", "{name}", {"name": name})
             for name in data:
                 if not cls.SINCE.get(name, 0) <= version <= cls.UNTIL.get(name, version):
                     raise PydanticCustomError("extra_forbidden", "{name}", {"name": name})
@@ -69,11 +74,11 @@ def validated(model: type[M], content: Any, version: int) -> M:
 
 def _complaint(error: ErrorDetails) -> str:
     *_, last = error["loc"] or ("",)
+    name = error.get("ctx", {}).get("name", last)
     if error["type"] == "extra_forbidden":
-        name = error.get("ctx", {}).get("name", last)
         return f"Additional properties are not allowed ('{name}' was unexpected)."
     if error["type"] == "missing":
-        return f"'{last}' is a required property{_inside(error['loc'])}."
+        return f"'{name}' is a required property{_inside(error['loc'])}."
     where = "/".join(str(part) for part in error["loc"])
     value = repr(error["input"])[:_LONGEST_SHOWN]
     return f"Invalid input for field/attribute {where or 'body'}. Value: {value}. {error['msg']}."

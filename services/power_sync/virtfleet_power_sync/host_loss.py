@@ -1,7 +1,7 @@
 """What follows when hosts are lost: they are declared down, fenced, their work ends, their guests go elsewhere."""
 
 from virtfleet_power_sync.evacuation import Evacuator
-from virtfleet_power_sync.fencing import Fencer
+from virtfleet_power_sync.fencing.fencer import Fencer
 from virtfleet_power_sync.liveness import Liveness
 from virtfleet_power_sync.lost_work import LostWork
 
@@ -17,6 +17,7 @@ class HostLoss:
 
     async def check(self) -> None:
         """One round."""
-        hosts = await self._fencer.check(await self._liveness.check())
+        hosts = await self._liveness.check()
+        await self._fencer.check(hosts)
         await self._lost_work.end(hosts)
         await self._evacuator.check(hosts)

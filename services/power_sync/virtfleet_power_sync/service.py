@@ -1,7 +1,9 @@
 """power_sync: keeps the record true, and overdue work moving."""
 
+from contextlib import AsyncExitStack
 from functools import partial
 
+from virtfleet_common import plugins
 from virtfleet_common.bus import EVENTS, QueueSpec
 from virtfleet_common.clock import SystemClock
 from virtfleet_common.service import backbone, repeat, run, until_stopped
@@ -10,7 +12,7 @@ from virtfleet_common.settings import PowerSyncSettings
 from virtfleet_power_sync.adopt import Adopter
 from virtfleet_power_sync.books import ClaimAudit
 from virtfleet_power_sync.evacuation import Evacuator
-from virtfleet_power_sync.fencing import Fencer
+from virtfleet_power_sync.fencing.fencer import Fencer
 from virtfleet_power_sync.host_loss import HostLoss
 from virtfleet_power_sync.liveness import Liveness, SeenHosts
 from virtfleet_power_sync.lost_work import LostWork
@@ -34,7 +36,10 @@ REPORTS = QueueSpec(
 async def serve(settings: PowerSyncSettings) -> None:
     """Take reports and sweep until stopped."""
     clock = SystemClock()
-    async with backbone("power-sync", settings) as base:
+    fence = plugins.make("virtfleet.fences", settings.fencing, settings)
+    async with backbone("power-sync", settings) as base, AsyncExitStack() as stack:
+        fencer = Fencer(fence, base.store, base.bus, clock, settings, base.boot)
+        stack.push_async_callback(fencer.stop)
         seen = SeenHosts(base.store)
         view = RecordView(base.store)
         adopter = Adopter(base.store, base.relay, clock, settings)
@@ -43,7 +48,7 @@ async def serve(settings: PowerSyncSettings) -> None:
         books = ClaimAudit(base.store, settings)
         host_loss = HostLoss(
             Liveness(base.store, base.bus, clock, seen, settings),
-            Fencer(base.store, clock, settings),
+            fencer,
             LostWork(base.store, base.relay, settings),
             Evacuator(base.store, base.relay, clock, settings),
         )

@@ -3,11 +3,9 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol
 
-from virtfleet_common.errors import Faulty
+from virtfleet_common import plugins
 from virtfleet_common.settings import SchedulerSettings
 
 from virtfleet_scheduler.columns import Bools, HostColumns, Numbers, Rows
@@ -52,12 +50,6 @@ class Plain:
         """Nothing to keep."""
 
 
-class NoSuchRule(Faulty):
-    """The settings name a filter or weigher that no installed package offers."""
-
-    code = "no_such_rule"
-
-
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What a decision follows. `keep`: how many of the best hosts it names; `chance` picks among `subset_size`."""
@@ -70,11 +62,11 @@ class Rules:
 
     @classmethod
     def of(cls, settings: SchedulerSettings) -> "Rules":
-        """The rules that the settings name. Raises NoSuchRule."""
+        """The rules that the settings name. Raises NoSuchPlugin."""
         return cls(
-            [_made("virtfleet.filters", name, settings) for name in settings.filters],
+            [plugins.make("virtfleet.filters", name, settings) for name in settings.filters],
             [
-                (_made("virtfleet.weighers", name, settings), times)
+                (plugins.make("virtfleet.weighers", name, settings), times)
                 for name, times in settings.weighers.items()
                 if times
             ],
@@ -82,16 +74,3 @@ class Rules:
             max(10, settings.host_subset_size),
             random.Random(settings.placement_seed),
         )
-
-
-def _made(group: str, name: str, settings: SchedulerSettings) -> Any:
-    offered = _offered(group)
-    if name not in offered:
-        known = ", ".join(sorted(offered)) or "none"
-        raise NoSuchRule(f"there is no {group.removeprefix('virtfleet.')[:-1]} called {name!r}; installed: {known}")
-    return offered[name].load()(settings)
-
-
-@cache
-def _offered(group: str) -> dict[str, EntryPoint]:
-    return {one.name: one for one in entry_points(group=group)}

@@ -113,6 +113,11 @@ class Hosts:
         return result.matched_count == 1
 
     @guarded
+    async def remove(self, host_id: str, *, was: Mapping[str, Any]) -> bool:
+        """Forget a host if it is as it `was`; False if it is not, or is not there."""
+        return (await self._rows.delete_one({"_id": host_id, **was})).deleted_count == 1
+
+    @guarded
     async def find_page(self, after: str = "", limit: int = 500) -> list[Host]:
         """The next hosts by name, with their allocations."""
         rows = self._rows.find({"_id": {"$gt": after}}).sort("_id", ASCENDING).limit(limit)
@@ -176,7 +181,8 @@ class Hosts:
 def as_lost(at: datetime) -> dict[str, Any]:
     """The fields of a host that is declared lost. Its registration is void: reports of it count for nothing, and it is
     lost until its agent has put it in order and registers anew."""
-    return {"state": HostState.DOWN, "boot_id": None, "fence": None, "lost_at": at}
+    stored_at = at.replace(microsecond=at.microsecond // 1000 * 1000)  # as it will be read
+    return {"state": HostState.DOWN, "boot_id": None, "fence": None, "lost_at": stored_at}
 
 
 def _has_fewer(wanted: Allocation, most: int) -> dict[str, Any]:

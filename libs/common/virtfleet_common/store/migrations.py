@@ -1,4 +1,7 @@
-"""The history of moves (Nova's migrations) and what they left to clean up, both written by effects only."""
+"""The history of moves (Nova's migrations) and what they left to clean up, both written by effects only.
+
+Effects may come in any order: a move whose beginning has not come yet is not shown.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +20,9 @@ INDEXES = [
     IndexModel([("created_at", DESCENDING), ("_id", DESCENDING)]),
     IndexModel([("number", ASCENDING)]),
 ]
+
+
+_BEGUN: dict[str, Any] = {"number": {"$exists": True}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +57,7 @@ class MigrationQuery:
         if self.after is not None:
             at, id_ = self.after.created_at, self.after.id
             clauses.append({"$or": [{"created_at": {"$lt": at}}, {"created_at": at, "_id": {"$lt": id_}}]})
-        return {"$and": clauses} if clauses else {}
+        return {**_BEGUN, "$and": clauses} if clauses else _BEGUN
 
     def matches(self, migration: Migration) -> bool:
         """Whether a migration belongs on the list, as the filter says it."""
@@ -70,7 +76,8 @@ class MigrationQuery:
 
 
 class Migrations:
-    """One document per move. A write of a lower rank than the stored one is an old one, and changes nothing."""
+    """One document per move. A write of a lower rank than the stored one is an old one, and changes nothing of it: it
+    adds what is not there yet."""
 
     def __init__(self, database: AsyncIOMotorDatabase[dict[str, Any]]) -> None:
         self._rows = database["migrations"]
@@ -81,23 +88,28 @@ class Migrations:
 
     @guarded
     async def put(self, migration_id: str, fields: Mapping[str, Any], rank: int) -> None:
-        """Set fields of a migration, unless something of a higher rank was written before; made if it is not there."""
+        """Set fields of a migration, those that something of a higher rank said left out; made if it is not there."""
         new = {"$set": {**fields, "rank": rank}}
         try:
             await self._rows.update_one({"_id": migration_id, "rank": {"$lte": rank}}, new, upsert=True)
         except DuplicateKeyError:
-            return  # it is there with a higher rank
+            missing = {name: {"$ifNull": [f"${name}", {"$literal": value}]} for name, value in fields.items()}
+            await self._rows.update_one({"_id": migration_id}, [{"$set": missing}])
 
     @guarded
     async def get(self, migration_id: str) -> Migration | None:
         """One migration, or None."""
-        row = await self._rows.find_one({"_id": migration_id})
+        row = await self._rows.find_one({"_id": migration_id, **_BEGUN})
         return Migration.model_validate(row) if row else None
 
     @guarded
     async def find(self, fields: Mapping[str, Any] | None = None, limit: int = 1000) -> list[Migration]:
         """The migrations whose fields equal these, newest first."""
-        rows = self._rows.find(dict(fields or {})).sort([("created_at", DESCENDING), ("_id", DESCENDING)]).limit(limit)
+        rows = (
+            self._rows.find({**_BEGUN, **(fields or {})})
+            .sort([("created_at", DESCENDING), ("_id", DESCENDING)])
+            .limit(limit)
+        )
         return [Migration.model_validate(row) async for row in rows]
 
     @guarded

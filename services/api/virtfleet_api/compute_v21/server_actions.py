@@ -51,6 +51,7 @@ class Evacuate(Body):
 
     SINCE: ClassVar[Mapping[str, int]] = {"force": 29}
     UNTIL: ClassVar[Mapping[str, int]] = {"force": 67, "onSharedStorage": 13}
+    NEEDED_UNTIL: ClassVar[Mapping[str, int]] = {"onSharedStorage": 13}
 
     host: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     admin_pass: Annotated[str | None, Field(alias="adminPass")] = None
@@ -79,9 +80,10 @@ def _no_args(_: Any) -> Args:
 
 
 def _evacuate_args(body: Any) -> Args:
-    if body.force and body.host is None:
-        raise BadRequest("Can't force to a non-provided destination", rule="evacuate.force")
-    return {"host": body.host, "on_shared_storage": body.on_shared_storage}
+    said = {"host": body.host, "on_shared_storage": body.on_shared_storage, "force": body.force}
+    return {name: value for name, value in said.items() if value is not None} | (
+        {"sets_password": True} if body.admin_pass is not None else {}
+    )
 
 
 def _reboot_name(body: Any) -> str:

@@ -12,7 +12,7 @@ from virtfleet_api.compute_v21.shapes import Shape, bookmark, host_id, links, mi
 _PROGRESSING = frozenset({"ACTIVE", "BUILD", "REBUILD", "RESIZE", "VERIFY_RESIZE", "MIGRATING"})
 _FAULTY = frozenset({"ERROR", "DELETED"})
 _FAULT_CODE = 500
-_HOST_STATUS = {HostState.UP: "UP", HostState.UNKNOWN: "UNKNOWN", HostState.DOWN: "DOWN"}
+_HOST_STATUS = {HostState.UP: "UP", HostState.UNKNOWN: "UNKNOWN"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +92,13 @@ def addresses(server: Instance) -> Shape:
 
 
 def host_status(server: Instance, host: Host | None) -> str:
-    """What admins see of the host at a server: UP, DOWN, UNKNOWN, MAINTENANCE (disabled); empty without a host."""
+    """What admins see of the host at a server: UP, UNKNOWN, DOWN, MAINTENANCE (disabled, and not down); empty without a
+    host."""
     if server.host is None:
         return ""
     if host is None:
         return "UNKNOWN"
-    if host.is_forced_down:
+    if host.is_forced_down or host.state is HostState.DOWN:
         return "DOWN"
     return _HOST_STATUS[host.state] if host.is_enabled else "MAINTENANCE"
 

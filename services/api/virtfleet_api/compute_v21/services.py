@@ -1,16 +1,17 @@
 """os-services: the compute services, one per host, as operators see and switch them."""
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+from uuid import UUID
 
 from pydantic import Field
 from starlette.responses import Response
 from virtfleet_common.errors import BadRequest, NotFound
 from virtfleet_common.records import Aggregate, Host
 from virtfleet_common.states import HostState
-from virtfleet_common.store.hosts import as_lost
 
-from virtfleet_api.answers import answer
+from virtfleet_api import host_changes
+from virtfleet_api.answers import answer, empty
 from virtfleet_api.compute_v21.shapes import Shape, micros
 from virtfleet_api.context import Call
 from virtfleet_api.routing import Endpoint
@@ -19,6 +20,7 @@ from virtfleet_api.validation import Body, Flag
 BINARY = "nova-compute"
 ZONE = "availability_zone"
 """The key of an aggregate's metadata that makes it an availability zone."""
+_UUIDS_SINCE = 53
 Reason = Annotated[str, Field(min_length=1, max_length=255)]
 
 
@@ -43,7 +45,7 @@ class ServiceSwitch(Body):
 
 def shown_id(host: Host, version: int) -> str | int:
     """A service's or hypervisor's id: the uuid from 2.53 on, a number made from it before."""
-    return host.uuid if version >= 53 else int(host.uuid.replace("-", "")[:7] or "0", 16)
+    return host.uuid if version >= _UUIDS_SINCE else int(host.uuid.replace("-", "")[:7] or "0", 16)
 
 
 def shown_state(host: Host) -> str:
@@ -88,66 +90,83 @@ async def list_services(call: Call) -> Response:
 
 async def update_service(call: Call) -> Response:
     """Enable, disable, or force down a compute service."""
-    name = call.param("id")
-    if call.version < 53:
-        return await _switch(call, name)
+    if call.version < _UUIDS_SINCE:
+        return await _switch(call, call.param("id"))
     change = await call.read(ServiceChange)
-    host = next((one for one in await call.store.hosts.find() if one.uuid == name), None)
-    if host is None:
-        raise NotFound(f"Service {name} could not be found.", rule="service_exists")
-    changed = await _write(call, host, _checked(change, call))
-    zone = zone_of(changed, await call.store.aggregates.find())
+    _check(change)
+    host = await _found(call)
+    if change.forced_down is not None:
+        await _force(call, host, change.forced_down)
+    if change.status is not None:
+        await _enable(call, host, change.status == "enabled", change.disabled_reason)
+    zone = zone_of(host, await call.store.aggregates.find())
+    changed = await call.store.hosts.get_brief(host.id) or host
     return answer({"service": service_view(changed, zone, call.version)})
 
 
-def _checked(change: ServiceChange, call: Call) -> dict[str, Any]:
+def _check(change: ServiceChange) -> None:
     if change.disabled_reason is not None and change.status != "disabled":
         message = "Specifying disabled_reason is only allowed when status is being set to disabled."
         raise BadRequest(message, rule="service.reason")
-    fields: dict[str, Any] = {}
-    if change.status is not None:
-        fields |= {"is_enabled": change.status == "enabled", "disabled_reason": change.disabled_reason}
-    if change.forced_down is not None:
-        fields |= _forced(change.forced_down, call)
-    if not fields:
-        raise BadRequest(
-            "No updates were requested. Fields status or forced_down should be given.", rule="service.empty"
-        )
-    return fields
+    if change.status is None and change.forced_down is None:
+        message = "No updates were requested. Fields status or forced_down should be given."
+        raise BadRequest(message, rule="service.empty")
 
 
-def _forced(is_forced: bool, call: Call) -> dict[str, Any]:
-    """A host that is forced down is lost at once; one that no longer is comes back when its agent has put it in
-    order."""
-    lost = as_lost(call.services.clock.now()) if is_forced else {}
-    return {"is_forced_down": is_forced, **lost}
+async def _found(call: Call) -> Host:
+    """The host of the service that the path names. Raises BadRequest for what is no id, NotFound."""
+    id_ = call.param("id")
+    if call.version >= _UUIDS_SINCE:
+        _require_uuid(id_)
+    for host in await call.store.hosts.find():
+        if str(shown_id(host, call.version)) == id_:
+            return host
+    raise NotFound(f"Service {id_} could not be found.", rule="service_exists")
 
 
-async def _write(call: Call, host: Host, fields: Mapping[str, Any]) -> Host:
-    await call.store.hosts.set_fields(host.id, fields)
-    return host.model_copy(update=dict(fields))
+def _require_uuid(id_: str) -> None:
+    try:
+        UUID(id_)
+    except ValueError:
+        raise BadRequest(f"Invalid uuid {id_}", rule="service.uuid") from None
+
+
+async def _force(call: Call, host: Host, is_forced: bool) -> None:
+    if is_forced:
+        await host_changes.force_down(call.store, host, call.services.clock.now())
+    else:
+        await host_changes.let_return(call.store, host)
+
+
+async def _enable(call: Call, host: Host, is_enabled: bool, reason: str | None) -> None:
+    await call.store.hosts.set_fields(host.id, {"is_enabled": is_enabled, "disabled_reason": reason})
+
+
+async def delete_service(call: Call) -> Response:
+    """Remove a compute service that is not needed any more. An agent that still runs makes it anew: stop it first."""
+    await host_changes.remove(call.store, await _found(call))
+    return empty(204)
 
 
 async def _switch(call: Call, name: str) -> Response:
     if name not in ("enable", "disable", "disable-log-reason") and (name != "force-down" or call.version < 11):
         raise NotFound("Unknown action", rule="service.switch")
     body = await call.read(ServiceSwitch)
-    host = await call.store.hosts.get(body.host)
+    _check_switch(name, body)
+    host = await call.store.hosts.get_brief(body.host)
     if host is None or body.binary != BINARY:
         raise NotFound(f"Could not find binary {body.binary} on host {body.host}.", rule="service_exists")
-    fields = _switched(name, body, call)
-    await _write(call, host, fields)
+    if name == "force-down":
+        await _force(call, host, bool(body.forced_down))
+    else:
+        await _enable(call, host, name == "enable", body.disabled_reason)
     return answer({"service": _switch_view(name, body)})
 
 
-def _switched(name: str, body: ServiceSwitch, call: Call) -> dict[str, Any]:
-    if name == "force-down":
-        if body.forced_down is None:
-            raise BadRequest("'forced_down' is a required property.", rule="body.schema")
-        return _forced(body.forced_down, call)
-    if name == "disable-log-reason" and body.disabled_reason is None:
-        raise BadRequest("'disabled_reason' is a required property.", rule="body.schema")
-    return {"is_enabled": name == "enable", "disabled_reason": body.disabled_reason}
+def _check_switch(name: str, body: ServiceSwitch) -> None:
+    needed = {"force-down": "forced_down", "disable-log-reason": "disabled_reason"}.get(name)
+    if needed is not None and getattr(body, needed) is None:
+        raise BadRequest(f"'{needed}' is a required property.", rule="body.schema")
 
 
 def _switch_view(name: str, body: ServiceSwitch) -> Shape:
@@ -158,7 +177,9 @@ def _switch_view(name: str, body: ServiceSwitch) -> Shape:
     return shape | ({"disabled_reason": body.disabled_reason} if name == "disable-log-reason" else {})
 
 
+_QUERY = frozenset({"host", "binary"})
 ENDPOINTS = (
-    Endpoint("GET", "/os-services", list_services, "hosts:read"),
+    Endpoint("GET", "/os-services", list_services, "hosts:read", query=_QUERY),
     Endpoint("PUT", "/os-services/{id}", update_service, "hosts:manage", body=ServiceChange),
+    Endpoint("DELETE", "/os-services/{id}", delete_service, "hosts:manage"),
 )

@@ -88,6 +88,14 @@ class MemoryHosts(Hosts):
         self._records[host_id] = updated(host, {"$set": fields})
         return True
 
+    async def remove(self, host_id: str, *, was: Mapping[str, Any]) -> bool:
+        await round_trip()
+        host = self._records.get(host_id)
+        if host is None or not has_fields(host.document(), was):
+            return False
+        del self._records[host_id]
+        return True
+
     async def find_page(self, after: str = "", limit: int = 500) -> list[Host]:
         await round_trip()
         return [host for host_id, host in sorted(self._records.items()) if host_id > after][:limit]

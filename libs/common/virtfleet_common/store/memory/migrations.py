@@ -25,25 +25,28 @@ class MemoryMigrations(Migrations):
     async def put(self, migration_id: str, fields: Mapping[str, Any], rank: int) -> None:
         await round_trip()
         stored = self._documents.get(migration_id, {"_id": migration_id, "rank": rank})
-        if stored["rank"] <= rank:
-            document = {**stored, **fields, "rank": rank}
-            self._documents[migration_id] = bson.decode(bson.encode(document), BSON)
+        said = {name: value for name, value in stored.items() if value is not None}
+        document = {**stored, **fields, "rank": rank} if stored["rank"] <= rank else {**fields, **said}
+        self._documents[migration_id] = bson.decode(bson.encode(document), BSON)
 
     async def get(self, migration_id: str) -> Migration | None:
         await round_trip()
-        document = self._documents.get(migration_id)
-        return Migration.model_validate(document) if document else None
+        document = self._documents.get(migration_id, {})
+        return Migration.model_validate(document) if "number" in document else None
 
     async def find(self, fields: Mapping[str, Any] | None = None, limit: int = 1000) -> list[Migration]:
         await round_trip()
         wanted = (fields or {}).items()
-        found = [Migration.model_validate(one) for one in self._documents.values() if wanted <= one.items()]
+        found = [Migration.model_validate(one) for one in self._begun() if wanted <= one.items()]
         return sorted(found, key=lambda one: (one.created_at, one.id), reverse=True)[:limit]
 
     async def find_page(self, query: MigrationQuery) -> list[Migration]:
         await round_trip()
-        found = [one for one in map(Migration.model_validate, self._documents.values()) if query.matches(one)]
+        found = [one for one in map(Migration.model_validate, self._begun()) if query.matches(one)]
         return sorted(found, key=lambda one: (one.created_at, one.id), reverse=True)[: query.limit or None]
+
+    def _begun(self) -> list[dict[str, Any]]:
+        return [one for one in self._documents.values() if "number" in one]
 
 
 class MemoryCleanups(Cleanups):
