@@ -440,6 +440,16 @@ class ActionRecord(Record):
     events: Mapping[str, ActionEvent] = {}
 
 
+FLEET = "fleet"
+
+
+class Fleet(Record):
+    """The fleet that a database belongs to: its one document, `_id` FLEET. A host belongs to one fleet for good."""
+
+    id: str = Field(alias="_id")
+    uuid: str
+
+
 class Token(Record):
     """Who a token speaks for. `_id` is the SHA-256 of the token: the token itself is stored nowhere."""
 
