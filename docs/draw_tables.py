@@ -1,11 +1,14 @@
-"""Draws docs/tables.md from the action table and the step table: `python docs/draw_tables.py`."""
+"""Draws docs/tables.md from the tables of actions, of steps and of reports: `python docs/draw_tables.py`."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from virtfleet_common.actions import ACTIONS, ActionSpec
-from virtfleet_common.states import TaskState
+from virtfleet_common.settings import PowerSyncSettings
+from virtfleet_common.states import TaskState, VmState
 from virtfleet_common.steps import STEPS, Executor, FailureRule, StepSpec
+from virtfleet_power_sync.policies import POLICIES, Policies
+from virtfleet_power_sync.reconcile import ADOPTED
 
 PAGE = Path(__file__).with_name("tables.md")
 FOLLOWERS: Mapping[str, str] = {
@@ -29,13 +32,14 @@ _RULES: Mapping[FailureRule, str] = {
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([*_head(), *_actions(), "", *_steps(), "", *_diagram(), ""])
+    return "\n".join([*_head(), *_actions(), "", *_steps(), "", *_diagram(), "", *_reports(), ""])
 
 
 def _head() -> Iterator[str]:
     yield "# Actions and steps"
     yield ""
-    yield "Drawn from `virtfleet_common.actions` and `virtfleet_common.steps` by `python docs/draw_tables.py`."
+    yield "Drawn from `virtfleet_common.actions`, `virtfleet_common.steps` and `virtfleet_power_sync.reconcile` by"
+    yield "`python docs/draw_tables.py`."
     yield ""
 
 
@@ -94,6 +98,26 @@ def _diagram() -> Iterator[str]:
             again = STEPS[spec.again].path[0]
             yield f"    {_node(spec.path[-1])} --> {_node(again)}: {spec.name} failed, the next host"
     yield "```"
+
+
+def _reports() -> Iterator[str]:
+    yield "## What a report changes"
+    yield ""
+    yield "While nothing is at work on an instance, its power_state becomes what its host reports, or NOSTATE when"
+    yield "the guest is missing. Its vm_state follows in these rows, unless a policy has the guest follow the record."
+    yield ""
+    yield "| record | host reports | vm_state becomes | policy that has it otherwise |"
+    yield "| --- | --- | --- | --- |"
+    for (recorded, reported), adopted in ADOPTED.items():
+        yield f"| {recorded} | {reported.name.lower()} | {adopted} | {_policy(recorded, adopted)} |"
+
+
+def _policy(recorded: VmState, adopted: VmState) -> str:
+    for name, (_, remedying) in POLICIES.items():
+        remedy = Policies.of({name: remedying}, PowerSyncSettings()).remedy(recorded, adopted)
+        if remedy is not None:
+            return f"`{name}={remedying}`: {remedy}"
+    return "-"
 
 
 def _node_after(spec: StepSpec) -> str:

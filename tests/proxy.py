@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 
 class Wire:
-    """A forwarder from a port of its own to `port` on this machine. Cut, it swallows what comes and closes nothing, as a
-    network that is down does."""
+    """A forwarder from a port of its own to `port` on this machine. Cut, it swallows what comes and closes nothing, as
+    a network that is down does."""
 
     def __init__(self, port: int) -> None:
         self._far = port

@@ -2,9 +2,10 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Self
+from uuid import uuid4
 
 import httpx
 import psutil  # type: ignore[import-untyped]
@@ -15,6 +16,7 @@ from virtfleet_common.records import ActionRecord, Host, Instance
 from virtfleet_common.settings import CommonSettings
 from virtfleet_common.states import VmState
 from virtfleet_common.store import InstanceQuery, Store
+from virtfleet_common.volume_records import Volume
 from virtfleet_local import hosts as machines
 from virtfleet_local.fleet import LocalFleet
 
@@ -89,6 +91,23 @@ class World:
         assert instance.vm_state is VmState.ACTIVE, instance.fault
         return instance
 
+    async def volume(self, instance: Instance, **source: Any) -> Volume:
+        """A volume of 8 MiB for the instance's project: a file of its own, or what lies at `source`."""
+        id_ = str(uuid4())
+        path = self.fleet.data / f"volume-{id_}"
+        if not source:
+            path.write_bytes(bytes(8 * 1024**2))
+        body = {"id": id_, "name": "data", "size": 1, "virtfleet:source": source or {"type": "file", "path": str(path)}}
+        made = await self.ask("POST", f"/volume/v3/{instance.project_id}/volumes", {"volume": body}, "admin")
+        assert made.status_code == 202, made.text
+        return await self.stored_volume(id_)
+
+    async def stored_volume(self, volume_id: str) -> Volume:
+        """The volume's record."""
+        found = await self.store.volumes.get(volume_id)
+        assert found is not None
+        return found
+
     async def instance(self, instance_id: str) -> Instance:
         """The record."""
         found = await self.store.instances.get(instance_id)
@@ -125,8 +144,18 @@ class World:
 
     def guests(self, instance_id: str) -> dict[int, psutil.Process]:
         """The QEMU processes of an instance, by pid, on any host."""
-        found = machines.guests(self.fleet.data)
-        return {process.pid: process for process in found if instance_id in " ".join(process.cmdline())}
+        return {process.pid: process for process, command in self._guests() if instance_id in command}
+
+    def places(self, instance_id: str) -> list[str]:
+        """The hosts on which an instance has a QEMU process."""
+        commands = [command for _, command in self._guests() if instance_id in command]
+        return [host for host in self.fleet.file.hosts for command in commands if f"/{host}/" in command]
+
+    def _guests(self) -> Iterator[tuple[psutil.Process, str]]:
+        """Every QEMU process and its command line; one that ends meanwhile is none."""
+        for process in machines.guests(self.fleet.data):
+            with suppress(psutil.NoSuchProcess, FileNotFoundError):
+                yield process, " ".join(process.cmdline())
 
     @asynccontextmanager
     async def story(self) -> AsyncIterator["Story"]:

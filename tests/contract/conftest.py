@@ -28,5 +28,6 @@ def embed_root() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 async def embedded(embed_root: Path) -> AsyncIterator[LibvirtHypervisor]:
     """The adapter on it."""
-    async with opened(settings(f"qemu:///embed?root={embed_root}", embed_root / "state")) as hypervisor:
+    quick = {"detach_timeout": 10, "detach_retry": 1}
+    async with opened(settings(f"qemu:///embed?root={embed_root}", embed_root / "state", **quick)) as hypervisor:
         yield hypervisor

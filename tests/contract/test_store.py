@@ -114,7 +114,7 @@ async def an_instance_at_work(store: Store, **fields: Any) -> Instance:
 # The twin itself
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", [*PARTS, "host_feed", "instance_feed"])
 def test_the_twin_has_every_method_of_the_real_store(part: str) -> None:
     twin = type(getattr(MemoryStore(), part))
     real = twin.__mro__[1]

@@ -215,7 +215,7 @@ async def test_a_copy_replaces_what_another_left_in_the_export(
 
 
 async def test_an_instance_without_a_disk_of_its_own_sends_nothing(source: Host, destination: Host) -> None:
-    instance = an_instance(block_devices=[{"path": "/dev/null"}])
+    instance = an_instance(block_devices=[{"path": "/dev/null", "boot_index": 0}])
     await moved(source, destination, instance)
     assert not destination.layout.instance(instance.id).exists()
 

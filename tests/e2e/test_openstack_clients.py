@@ -21,6 +21,8 @@ from virtfleet_common.records import ActionEvent, Flavor, Instance, Resources
 from virtfleet_common.settings import ApiSettings
 from virtfleet_common.states import TaskState, VmState
 from virtfleet_common.store import Store
+from virtfleet_common.volume_records import Attachment, BlockSource, Volume
+from virtfleet_common.volumes import device_of
 
 from tests.contract.http_facade.api import Api
 
@@ -301,3 +303,57 @@ async def test_the_command_asks_for_moves(api: Api, url: str) -> None:
     rows = {guest.id: await api.store.instances.get(guest.id) for guest in (resized, moved)}
     assert [row and row.task_state for row in rows.values()] == [TaskState.RESIZE_PREP] * 2
     assert "Cannot 'confirmResize'" in complaint
+
+
+async def test_clients_find_attach_and_detach_volumes(api: Api, url: str) -> None:
+    source = {"type": "file", "path": "/srv/volumes/a"}
+    path = f"/volume/v3/{api.project}/volumes"
+    body = {"volume": {"name": f"data-{uuid4().hex[:6]}", "size": 3, "virtfleet:source": source}}
+    volume = (await api.ask("POST", path, body, who="admin")).json()["volume"]
+    guest, other = await api.instance(), await api.instance()
+
+    def look(cloud: Any) -> None:
+        assert cloud.block_storage.find_volume(volume["name"]).id == volume["id"]
+        assert volume["id"] in [one.id for one in cloud.block_storage.volumes()]
+        assert (cloud.get_volume(volume["name"]).size, cloud.get_volume(volume["id"]).status) == (3, "available")
+        assert list(cloud.compute.volume_attachments(guest.id)) == []
+        cloud.compute.create_volume_attachment(guest.id, volume_id=volume["id"])
+
+    await sdk(api, url, look, role="member")
+    stored = await api.store.instances.get(guest.id)
+    assert stored is not None
+    assert (stored.task_state, stored.action and stored.action.name) == (
+        TaskState.BLOCK_DEVICE_MAPPING, "attach_volume",
+    )  # fmt: skip
+    listed, shown, complaint = await asyncio.gather(
+        parsed(api, url, "volume", "list", role="member"),
+        parsed(api, url, "volume", "show", volume["name"], role="member"),
+        command(api, url, "server", "add", "volume", other.id, volume["name"], role="member", fails=True),
+    )
+    assert (volume["name"], 3) in [(row["Name"], row["Size"]) for row in listed]
+    assert shown["id"] == volume["id"]
+    assert "is being attached by another request" in complaint
+
+    has = await with_a_volume(api)
+    attached, _ = await asyncio.gather(
+        parsed(api, url, "server", "volume", "list", has.id, role="member"),
+        command(api, url, "server", "remove", "volume", has.id, has.block_devices[0]["id"], role="member"),
+    )
+    assert [row["Volume ID"] for row in attached] == [has.block_devices[0]["id"]]
+    stored = await api.store.instances.get(has.id)
+    assert stored is not None
+    assert stored.action is not None
+    assert stored.action.name == "detach_volume"
+
+
+async def with_a_volume(api: Api) -> Instance:
+    """A server that has a volume."""
+    now = datetime.now(UTC)
+    held = Attachment(id=str(uuid4()), instance_id=str(uuid4()), device="vdb", reserved_at=now, attached_at=now, rank=1)
+    volume = Volume(
+        id=str(uuid4()), name="held", project_id=api.project, user_id="u", size_gb=1,
+        source=BlockSource(type="block", path="/dev/a"), attachment=held, created_at=now, updated_at=now,
+    )  # fmt: skip
+    await api.store.volumes.add(volume)
+    device = {**device_of(volume, held.id, "vdb"), "attached_at": now.isoformat()}
+    return await api.instance(id=held.instance_id, block_devices=[device])

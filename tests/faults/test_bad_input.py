@@ -25,7 +25,7 @@ from tests.world import World, polling
 
 pytestmark = pytest.mark.fleet
 NOBODY = "00000000-0000-4000-8000-00000000dead"
-KEPT = ("instances", "actions", "flavors", "images", "tokens", "amqp_users")
+KEPT = ("instances", "actions", "volumes", "flavors", "images", "tokens", "amqp_users")
 
 
 @asynccontextmanager
@@ -47,6 +47,7 @@ def _record(world: World) -> Mapping[str, Any]:
 
 SERVER, ACT = "/v2.1/servers/{id}", "/v2.1/servers/{id}/action"
 NEW = {"name": "new", "flavorRef": "1", "networks": "none"}
+VOLUMES = SERVER + "/os-volume_attachments"
 BAD_REQUESTS = [
     ("POST", "/v2.1/servers", b'{"server": ', 400, "badRequest", "not JSON"),
     ("POST", "/v2.1/servers", b'"server"', 400, "badRequest", "not a JSON object"),
@@ -67,6 +68,10 @@ BAD_REQUESTS = [
     ("GET", f"/v2.1/servers/{NOBODY}", None, 404, "itemNotFound", NOBODY),
     ("DELETE", "/v2.1/servers/not-an-id", None, 404, "itemNotFound", "not-an-id"),
     ("POST", f"/v2.1/servers/{NOBODY}/action", {"os-stop": None}, 404, "itemNotFound", NOBODY),
+    ("POST", VOLUMES, {"volumeAttachment": {"volumeId": NOBODY}}, 404, "itemNotFound", f"Volume {NOBODY}"),
+    ("POST", VOLUMES, {"volumeAttachment": {"volumeId": "data"}}, 400, "badRequest", "volumeId"),
+    ("POST", VOLUMES, {"volumeAttachment": {}}, 400, "badRequest", "'volumeId' is a required property"),
+    ("DELETE", f"{VOLUMES}/{NOBODY}", None, 404, "itemNotFound", f"not attached to volume {NOBODY}"),
     ("GET", "/v2.1/servers?limit=-1", None, 400, "badRequest", "limit"),
     ("GET", "/v2.1/servers?limit=lots", None, 400, "badRequest", "limit"),
     ("GET", f"/v2.1/servers?marker={NOBODY}", None, 400, "badRequest", f"marker [{NOBODY}] not found"),

@@ -11,7 +11,7 @@ from virtfleet_common.states import HostState, PowerState, VmState
 from virtfleet_local.fleet import LocalFleet
 
 from tests.conftest import brittle
-from tests.faults.test_evacuation import SWIFT, all_are_up, books_balance, lives_elsewhere, log_of
+from tests.faults.test_evacuation import SWIFT, all_are_up, books_balance, lives_elsewhere
 from tests.proxy import Wire, wire_to
 from tests.witness import everything_is_delivered
 from tests.world import World, polling
@@ -80,15 +80,10 @@ async def is_settled(world: World, before: Instance) -> Instance:
             break
     await everything_is_delivered(world)
     now = await world.instance(before.id)
-    (guest,) = world.guests(before.id).values()
-    assert f"/{now.host}/" in " ".join(guest.cmdline())
+    assert world.places(before.id) == [now.host]
     assert (now.vm_state, now.power_state) == (VmState.ACTIVE, PowerState.RUNNING)
     assert [path.parent.parent.name for path in world.fleet.data.glob(f"hosts/*/instances/{before.id}")] == [now.host]
     return now
-
-
-def runs_on(world: World, instance_id: str, host: str) -> bool:
-    return any(f"/{host}/" in " ".join(guest.cmdline()) for guest in world.guests(instance_id).values())
 
 
 async def test_a_host_that_is_cut_off_stops_its_guests_before_they_run_elsewhere(world: World, edge: Edge) -> None:
@@ -96,11 +91,11 @@ async def test_a_host_that_is_cut_off_stops_its_guests_before_they_run_elsewhere
     edge.to_broker.cut()
     edge.to_database.cut()
     async for _ in polling("the isolated host to power off its guest"):
-        if not runs_on(world, before.id, EDGE):
+        if EDGE not in world.places(before.id):
             break
     assert (await world.host(EDGE)).state is not HostState.DOWN, "it was declared lost while its guest still ran"
     moved = await lives_elsewhere(world, before)
-    assert not runs_on(world, before.id, EDGE)
+    assert EDGE not in world.places(before.id)
     edge.to_broker.mend()
     edge.to_database.mend()
     assert (await is_settled(world, before)).host == moved.host
@@ -111,7 +106,7 @@ async def test_a_host_that_only_the_broker_cannot_reach_comes_back_when_it_is_he
     edge.to_broker.cut()
     moved = await lives_elsewhere(world, before)
     async for _ in polling("the host, which can read the record, to let go of its guest"):
-        if not runs_on(world, before.id, EDGE):
+        if EDGE not in world.places(before.id):
             break
     assert (await world.host(EDGE)).state is HostState.DOWN
     edge.to_broker.mend()
@@ -125,7 +120,7 @@ async def test_a_host_that_is_cut_off_for_a_moment_starts_again_what_it_had_stop
     edge.to_broker.cut()
     edge.to_database.cut()
     async for _ in polling("the isolated host to power off its guest"):
-        if not runs_on(world, before.id, EDGE):
+        if EDGE not in world.places(before.id):
             break
     edge.to_broker.mend()
     edge.to_database.mend()
@@ -152,8 +147,8 @@ async def test_an_agent_that_stood_still_in_the_middle_of_a_reboot_starts_nothin
     world.release(f"reboot_hard.{point}")
     assert (await is_settled(world, before)).host == moved.host
     reboot = await world.action(sent.headers["x-openstack-request-id"])
-    assert (reboot.result, "host-1 was lost" in str(reboot.message)) == ("Error", True)
-    assert log_of(world, EDGE).count("step.lost") >= 1
+    assert reboot.result == "Error", reboot
+    assert "host-1 was lost" in str(reboot.message), reboot
 
 
 async def test_power_sync_that_stood_still_declares_nobody_lost(world: World, edge: Edge) -> None:

@@ -5,9 +5,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from virtfleet_common.messages import AttachVolume
 from virtfleet_common.records import Instance
 from virtfleet_common.states import HostState, PowerState, VmState
 from virtfleet_common.store import MigrationQuery
+from virtfleet_common.volume_records import FileSource, Volume
 from virtfleet_local.fleet import LocalFleet
 
 from tests.conftest import brittle
@@ -93,8 +95,7 @@ async def all_is_well(world: World, before: Instance) -> Instance:
     await everything_is_delivered(world)
     now = await world.instance(before.id)
     assert (now.vm_state, now.power_state, now.move) == (VmState.ACTIVE, PowerState.RUNNING, None), now.fault
-    (guest,) = world.guests(before.id).values()
-    assert f"/{now.host}/" in " ".join(guest.cmdline())
+    assert world.places(before.id) == [now.host]
     assert "Pattern verification failed" not in await qemu_io(disk_of(world, now), "read -P 0xa5 5M 64k")
     assert [path.name for path in (world.fleet.data / "shared").glob(f"*{before.id}*")] == [before.id]
     return now
@@ -182,4 +183,51 @@ async def test_a_guest_whose_destination_dies_too_is_evacuated_again(world: Worl
     assert moved.host not in {before.host, destination}
     for host in (before.host, destination):
         await switch_on(world, host)
+    await all_is_well(world, before)
+
+
+# Volumes
+
+
+async def is_used_by(world: World, volume: Volume, instance: Instance) -> bool:
+    """Whether guest, record and collection agree that this instance, where it is now, has the volume."""
+    await everything_is_delivered(world)
+    now, kept = await world.instance(instance.id), await world.stored_volume(volume.id)
+    assert isinstance(volume.source, FileSource)
+    (guest,) = world.guests(now.id).values()
+    is_open = volume.source.path in {file.path for file in guest.open_files()}
+    is_listed = [device["id"] for device in now.block_devices] == [volume.id]
+    held = kept.attachment
+    return is_open and is_listed and held is not None and (held.instance_id, held.host) == (now.id, now.host)
+
+
+@pytest.mark.parametrize("point", [None, "shelter.switched", "shelter.spawning"])
+async def test_a_volume_comes_along(world: World, point: str | None) -> None:
+    before = await a_marked_guest(world)
+    volume = await world.volume(before)
+    attach = await world.client.command(AttachVolume(instance_id=before.id, volume_id=volume.id))
+    assert (await world.action(attach.action_id)).result == "Success"
+    if point:
+        world.arm(point)
+    await cut_power(world, before.host)
+    if point:
+        world.fleet.start_service(await dead_of(world, point), wait=False)
+    await lives_elsewhere(world, before)
+    assert await is_used_by(world, volume, before)
+    await switch_on(world, before.host)
+    await all_is_well(world, before)
+    assert await is_used_by(world, volume, before)
+
+
+async def test_an_attach_in_the_middle_of_which_the_host_is_lost_is_no_secret(world: World) -> None:
+    before = await a_marked_guest(world)
+    volume = await world.volume(before)
+    world.arm("attach_volume.middle")
+    command = AttachVolume(instance_id=before.id, volume_id=volume.id)
+    attach = await world.death_of(str(before.host), lambda: world.client.command(command))
+    await cut_power(world, before.host)
+    assert (await world.action(attach.action_id)).result == "Error"
+    await lives_elsewhere(world, before)
+    assert await is_used_by(world, volume, before), "nobody can tell that it had not, so that nobody else gets it"
+    await switch_on(world, before.host)
     await all_is_well(world, before)

@@ -3,8 +3,19 @@
 from typing import Literal
 
 import pytest
-from virtfleet_common.messages import Command, CreateInstance, DeleteInstance, RebootInstance, StopInstance
+from virtfleet_common.messages import (
+    AttachVolume,
+    Command,
+    CreateInstance,
+    DeleteInstance,
+    DetachVolume,
+    InstanceCommand,
+    RebootInstance,
+    StartInstance,
+    StopInstance,
+)
 from virtfleet_common.states import PowerState, VmState
+from virtfleet_common.volume_records import FileSource, Volume
 
 from tests.witness import everything_is_delivered
 from tests.world import World
@@ -85,3 +96,57 @@ async def test_a_delete_leaves_nothing_although_the_agent_died(world: World, poi
     assert not list(world.fleet.data.glob(f"hosts/*/instances/{instance.id}"))
     assert host.used.ram_mb == before.used.ram_mb - instance.flavor.ram_mb
     assert instance.id not in [held.instance_id for held in host.allocations]
+
+
+async def ends(world: World, command: InstanceCommand) -> None:
+    """An action to its good end."""
+    accepted = await world.client.command(command)
+    assert (await world.action(accepted.action_id)).result == "Success"
+
+
+async def readers(world: World, instance_id: str, volume: Volume) -> int:
+    """How many guests have the volume's file open."""
+    path = volume.source.path if isinstance(volume.source, FileSource) else ""
+    guests = world.guests(instance_id).values()
+    return sum(path in {file.path for file in guest.open_files()} for guest in guests)
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_a_volume_is_attached_once_although_the_agent_died(world: World, point: str) -> None:
+    instance = await world.create()
+    volume = await world.volume(instance)
+    command = AttachVolume(instance_id=instance.id, volume_id=volume.id)
+    _, ending, _ = await suffer(world, "attach_volume", point, command)
+    await everything_is_delivered(world)
+    after, volume = await world.instance(instance.id), await world.stored_volume(volume.id)
+    assert (ending, after.vm_state, after.power_state) == ("end", VmState.ACTIVE, PowerState.RUNNING)
+    assert [(one["id"], one["target"]) for one in after.block_devices] == [(volume.id, "vdb")]
+    assert volume.attachment is not None
+    assert (volume.status, volume.attachment.instance_id, volume.attachment.host) == ("in-use", instance.id, "host-1")
+    assert await readers(world, instance.id, volume) == 1
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_a_volume_is_free_after_its_detach_although_the_agent_died(world: World, point: str) -> None:
+    instance = await world.create()
+    volume = await world.volume(instance)
+    await ends(world, AttachVolume(instance_id=instance.id, volume_id=volume.id))
+    await ends(world, StopInstance(instance_id=instance.id))  # it has no operating system that could let go
+    command = DetachVolume(instance_id=instance.id, volume_id=volume.id)
+    _, ending, _ = await suffer(world, "detach_volume", point, command)
+    await everything_is_delivered(world)
+    assert (ending, list((await world.instance(instance.id)).block_devices)) == ("end", [])
+    assert (await world.stored_volume(volume.id)).status == "available"
+    await ends(world, StartInstance(instance_id=instance.id))
+    assert await readers(world, instance.id, volume) == 0
+
+
+@pytest.mark.parametrize("point", ["middle", "before_finish"])
+async def test_a_deleted_guest_lets_go_of_its_volume_although_the_agent_died(world: World, point: str) -> None:
+    instance = await world.create()
+    volume = await world.volume(instance)
+    await ends(world, AttachVolume(instance_id=instance.id, volume_id=volume.id))
+    await suffer(world, "delete", point, DeleteInstance(instance_id=instance.id))
+    await everything_is_delivered(world)
+    assert (await world.stored_volume(volume.id)).status == "available"
+    assert (world.fleet.data / f"volume-{volume.id}").exists()

@@ -10,6 +10,7 @@ from lxml import etree
 from virtfleet_common.errors import HypervisorFault, ImageFault
 from virtfleet_common.records import ActionState, Flavor, Image, Instance, NetworkPort
 from virtfleet_common.states import VmState
+from virtfleet_compute_agent.hypervisor.disk_xml import disk_of
 from virtfleet_compute_agent.hypervisor.domain_xml import NAMESPACE, Mark, Platform, build_domain, parse_mark
 from virtfleet_compute_agent.hypervisor.layout import Layout
 
@@ -93,14 +94,63 @@ def test_volumes_follow_the_root_disk_and_keep_the_names_they_ask_for() -> None:
 
 
 def test_an_instance_of_volumes_alone_has_no_root_disk() -> None:
-    disks = built(an_instance(block_devices=[{"path": "/vol/a"}])).findall("devices/disk")
+    disks = built(an_instance(block_devices=[{"path": "/vol/a", "boot_index": 0}])).findall("devices/disk")
     assert [disk.find("source").get("file") for disk in disks] == ["/vol/a"]
     assert disks[0].find("target").get("dev") == "vda"
 
 
-def test_a_volume_without_a_path_is_refused() -> None:
+def test_a_volume_that_is_lost_is_left_out() -> None:
+    lost = {"path": "/vol/a", "target": "vdb", "detached": "lost"}
+    disks = built(an_instance(block_devices=[lost, {"path": "/vol/b", "target": "vdc"}])).findall("devices/disk")
+    assert [disk.find("target").get("dev") for disk in disks] == ["vda", "vdc"]
+
+
+@pytest.mark.parametrize(
+    ("source", "xml"),
+    [
+        (
+            {"type": "file", "path": "/vol/a", "format": "qcow2"},
+            '<disk type="file" device="disk"><driver name="qemu" type="qcow2"/><source file="/vol/a"/>',
+        ),
+        (
+            {"type": "block", "path": "/dev/mapper/a"},
+            '<disk type="block" device="disk"><driver name="qemu" type="raw"/><source dev="/dev/mapper/a"/>',
+        ),
+        (
+            {
+                "type": "rbd", "pool": "vms", "image": "a", "hosts": [{"name": "mon1", "port": 6789}, {"name": "::1"}],
+                "user": "vf", "secret_uuid": "s",
+            },
+            '<disk type="network" device="disk"><driver name="qemu" type="raw"/>'
+            '<source protocol="rbd" name="vms/a"><host name="mon1" port="6789"/><host name="::1"/>'
+            '<auth username="vf"><secret type="ceph" uuid="s"/></auth></source>',
+        ),
+        (
+            {
+                "type": "iscsi", "iqn": "iqn.2026-01.org.example:a", "lun": 2, "host": "san", "port": 3260,
+                "user": "vf", "secret_uuid": "s",
+            },
+            '<disk type="network" device="disk"><driver name="qemu" type="raw"/>'
+            '<source protocol="iscsi" name="iqn.2026-01.org.example:a/2"><host name="san" port="3260"/>'
+            '<auth username="vf"><secret type="iscsi" uuid="s"/></auth></source>',
+        ),
+        (
+            {"type": "iscsi", "iqn": "iqn.2026-01.org.example:a", "host": "san"},
+            '<disk type="network" device="disk"><driver name="qemu" type="raw"/>'
+            '<source protocol="iscsi" name="iqn.2026-01.org.example:a/0"><host name="san"/></source>',
+        ),
+    ],
+)  # fmt: skip
+def test_each_kind_of_source_is_a_disk_of_libvirts(source: dict[str, Any], xml: str) -> None:
+    disk = disk_of({**source, "id": "v1", "is_readonly": True}, "vdb")
+    expected = xml + '<target dev="vdb" bus="virtio"/><readonly/><serial>v1</serial></disk>'
+    assert etree.tostring(disk, encoding="unicode") == expected
+
+
+@pytest.mark.parametrize("device", [{"id": "v"}, {"type": "rbd", "pool": "vms"}, {"type": "iscsi"}, {"type": "nfs"}])
+def test_a_volume_of_which_too_little_is_known_is_refused(device: dict[str, Any]) -> None:
     with pytest.raises(HypervisorFault):
-        built(an_instance(block_devices=[{"id": "v"}]))
+        built(an_instance(block_devices=[device]))
 
 
 def test_network_cards() -> None:

@@ -45,6 +45,8 @@ _REBOOTABLE: frozenset[TaskState | None] = (
 _ANY = None
 # A move whose last step failed left the instance in error, with both copies kept: its owner may still decide.
 _MOVED = frozenset({VmState.RESIZED, VmState.ERROR})
+# As in Nova, but for the task: theirs attaches beside other work, ours is work like any other.
+_PLUGGABLE = frozenset({VmState.ACTIVE, VmState.PAUSED, VmState.STOPPED, VmState.RESIZED})
 V, T = VmState, TaskState
 
 ACTIONS: Mapping[str, ActionSpec] = {
@@ -65,6 +67,12 @@ ACTIONS: Mapping[str, ActionSpec] = {
     "unpause": ActionSpec("unpause", _vm(V.PAUSED), _IDLE, HostNeed.UP, T.UNPAUSING, "unpause"),
     "suspend": ActionSpec("suspend", _vm(V.ACTIVE), _IDLE, HostNeed.UP, T.SUSPENDING, "suspend"),
     "resume": ActionSpec("resume", _vm(V.SUSPENDED), _IDLE, HostNeed.UP, T.RESUMING, "resume"),
+    "attach_volume": ActionSpec(
+        "attach_volume", _PLUGGABLE, _IDLE, HostNeed.UP, T.BLOCK_DEVICE_MAPPING, "attach_volume", status=200
+    ),
+    "detach_volume": ActionSpec(
+        "detach_volume", _PLUGGABLE, _IDLE, HostNeed.UP, T.BLOCK_DEVICE_MAPPING, "detach_volume"
+    ),
     "lock": ActionSpec("lock", _ANY, _ANY, HostNeed.ANY, None, None, respects_lock=False),
     "unlock": ActionSpec("unlock", _ANY, _ANY, HostNeed.ANY, None, None, respects_lock=False),
     "reset_state": ActionSpec("resetState", _ANY, _ANY, HostNeed.ANY, None, None, role="admin", respects_lock=False),

@@ -44,6 +44,21 @@ def cleanup(owed: Cleanup) -> Effect:
     return _effect("cleanup", cleanup=owed.document())
 
 
+def volume_held(volume_id: str, attachment: Mapping[str, Any]) -> Effect:
+    """A volume is attached as said, if the attachment of that id is still its own; see `Volumes.settle`."""
+    return _effect("volume_held", volume_id=volume_id, attachment=dict(attachment))
+
+
+def volume_released(volume_id: str, attachment_id: str) -> Effect:
+    """An attachment is over; its id never comes back."""
+    return _effect("volume_released", volume_id=volume_id, attachment_id=attachment_id)
+
+
+def volumes_released(instance_id: str) -> Effect:
+    """The instance is gone for good: whatever volumes it had are free."""
+    return _effect("volumes_released", instance_id=instance_id)
+
+
 def quota_release(project_id: str, instance_id: str) -> Effect:
     """The instance is gone for good: its project no longer uses anything for it."""
     return _effect("quota", project_id=project_id, instance_id=instance_id, amounts=None, rank=0)

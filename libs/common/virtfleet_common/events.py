@@ -6,6 +6,7 @@ from typing import Any
 from virtfleet_common.effects import Effect, event
 from virtfleet_common.records import Fault, Instance
 from virtfleet_common.states import PowerState, TaskState, VmState
+from virtfleet_common.volumes import told
 
 _STATES = ("vm_state", "task_state", "power_state")
 
@@ -41,7 +42,7 @@ def lifecycle(
         "flavor": {"id": instance.flavor.id, "name": instance.flavor.name},
         "image": {"id": instance.image.id, "name": instance.image.name} if instance.image else None,
         "networks": [port.model_dump() for port in instance.networks],
-        "block_devices": list(instance.block_devices),
+        "block_devices": [told(device) for device in after.get("block_devices", instance.block_devices)],
         "fault": fault.model_dump(mode="json") if fault else None,
     }
     trace_id = instance.action.trace_id if instance.action else None

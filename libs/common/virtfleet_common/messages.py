@@ -101,6 +101,19 @@ class RevertResize(InstanceCommand):
     """`instance.revert_resize`: the guest goes back to where and what it was."""
 
 
+class AttachVolume(InstanceCommand):
+    """`instance.attach_volume`: `device` is the name it is to have in the guest (`vdb`); None: the next free one."""
+
+    volume_id: str
+    device: str | None = None
+
+
+class DetachVolume(InstanceCommand):
+    """`instance.detach_volume`"""
+
+    volume_id: str
+
+
 class NetworkRequest(Command):
     """One network card asked for: the name of a libvirt network, or of a bridge on the host."""
 
@@ -141,6 +154,8 @@ COMMANDS: Mapping[str, type[Command]] = {
     "instance.confirm_resize": ConfirmResize,
     "instance.revert_resize": RevertResize,
     "instance.unlock": UnlockInstance,
+    "instance.attach_volume": AttachVolume,
+    "instance.detach_volume": DetachVolume,
 }
 
 
@@ -296,4 +311,13 @@ class PowerDelta(Event):
     host: str
     boot_id: str
     sequence: int
+    guest: GuestReport
+
+
+class OrphanFound(Event):
+    """`host.<host>.orphan`: a guest that no record knows, told once for each boot of the host's agent. Nothing is done
+    to it."""
+
+    host: str
+    boot_id: str
     guest: GuestReport

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from virtfleet_common import effects, quota
+from virtfleet_common import effects, quota, volumes
 from virtfleet_common.effects import Effect
 from virtfleet_common.records import EVACUATION, ActionState, Cleanup, Flavor, Instance, Move
 from virtfleet_common.states import PowerState, VmState
@@ -115,6 +115,8 @@ def given_up(instance: Instance, step: str, at: datetime, *, is_put_back: bool) 
         case "finish_revert" if instance.move is not None:
             turn = reverted(instance, instance.move, at)
             return Turn({**turn.set, **broken}, turn.effects)
+        case "attach_volume":
+            return Turn(*volumes.given_up(instance, at))
         case _:
             return Turn({})
 
@@ -128,7 +130,7 @@ def switched(instance: Instance, move: Move, at: datetime, *, is_shared: bool) -
         "new_flavor": None,
         "move.is_shared": is_shared,
     }
-    return Turn(fields, [status(move, "post-migrating", at)])
+    return Turn(fields, [status(move, "post-migrating", at), *volumes.moved(instance, move.destination)])
 
 
 def finished(move: Move, at: datetime, confirm_window: float) -> Turn:
@@ -149,7 +151,8 @@ def confirmed(instance: Instance, move: Move, at: datetime) -> Turn:
 def handed_back(instance: Instance, move: Move) -> Turn:
     """The owner takes it back: the source owns the instance again, as it was."""
     fields = _owned_by(move.source, instance, move.source_claim)
-    return Turn({**fields, "flavor": (instance.old_flavor or instance.flavor).document()})
+    flavor = (instance.old_flavor or instance.flavor).document()
+    return Turn({**fields, "flavor": flavor}, volumes.moved(instance, move.source))
 
 
 def reverted(instance: Instance, move: Move, at: datetime) -> Turn:
@@ -181,7 +184,8 @@ def deleted(instance: Instance, at: datetime, *, is_cleaned: bool) -> Turn:
     owing = (others | {instance.host}) - {None, instance.host if is_cleaned else None}
     owed = [left(instance, host, at, move=move, is_shared=False) for host in sorted(filter(None, owing))]
     fields = {"vm_state": VmState.DELETED, "deleted_at": at, "move": None}
-    return Turn(fields, [effects.release(instance.id), quota.gone(instance), *told, *owed])
+    given_back = [effects.release(instance.id), effects.volumes_released(instance.id), quota.gone(instance)]
+    return Turn(fields, [*given_back, *told, *owed])
 
 
 def left(
@@ -220,4 +224,5 @@ def _taken_back(instance: Instance, move: Move, at: datetime) -> tuple[dict[str,
     destination = move.destination
     if move.type != EVACUATION or destination is None or instance.host != destination:
         return {}, []
-    return _owned_by(move.source, instance, move.source_claim), [left(instance, destination, at, move=move)]
+    owed = left(instance, destination, at, move=move)
+    return _owned_by(move.source, instance, move.source_claim), [owed, *volumes.moved(instance, move.source)]

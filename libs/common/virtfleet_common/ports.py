@@ -10,6 +10,7 @@ from typing import Protocol
 
 from virtfleet_common.records import Host, Image, Instance, Resources
 from virtfleet_common.states import PowerState
+from virtfleet_common.volumes import Device
 
 
 class Clock(Protocol):
@@ -126,7 +127,16 @@ class Hypervisor(Protocol):
         ...
 
     async def lost_volumes(self, instance: Instance) -> Sequence[str]:
-        """The paths of the instance's block devices that are surely gone. Raises when it cannot tell."""
+        """The paths of the instance's files and block devices that surely are not here. Raises when it cannot tell."""
+        ...
+
+    async def plug_in(self, instance_id: str, device: Device) -> None:
+        """Have a volume in the guest, running or not, and in its definition. Fine if the host has no such guest."""
+        ...
+
+    async def unplug(self, instance_id: str, device: Device) -> None:
+        """Have a volume out of both. HypervisorFault `not_released` if the running guest keeps it for
+        `detach_timeout` s; it may still let go later."""
         ...
 
     async def missing_networks(self, instance: Instance) -> Sequence[str]:

@@ -18,6 +18,7 @@ from virtfleet_common.failpoints import reach
 from virtfleet_common.messages import DoCleanups, PerformStep
 from virtfleet_common.records import Cleanup, Instance
 from virtfleet_common.store import Delivered, Store
+from virtfleet_common.volume_records import Attachment
 
 log = structlog.get_logger()
 
@@ -125,6 +126,14 @@ class Relay:
                     await self._count(effect)
                 case "cleanup":
                     await self._owe(Cleanup.model_validate(effect["cleanup"]))
+                case "volume_held":
+                    await self._store.volumes.settle(
+                        effect["volume_id"], Attachment.model_validate(effect["attachment"])
+                    )
+                case "volume_released":
+                    await self._store.volumes.release(effect["volume_id"], effect["attachment_id"])
+                case "volumes_released":
+                    await self._store.volumes.release_all(effect["instance_id"])
                 case unknown:
                     log.error("effect.unknown", kind=unknown, instance_id=written.id)
                     return False

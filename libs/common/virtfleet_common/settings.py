@@ -104,6 +104,8 @@ class AgentSettings(CommonSettings):
     soft_reboot_retry: float = Field(10.0, description="how often the power button is pressed meanwhile")
     shutdown_timeout: float = Field(60.0, description="the longest wait for a guest to shut down before it is forced")
     shutdown_retry: float = Field(10.0, description="how often the power button is pressed meanwhile")
+    detach_timeout: float = Field(60.0, description="the longest wait for a running guest to let go of a volume")
+    detach_retry: float = Field(2.0, description="how often it is asked to meanwhile")
     cpu_allocation_ratio: float = Field(4.0, description="vCPUs that may be allocated for each processor")
     ram_allocation_ratio: float = Field(1.0, description="MiB that may be allocated for each MiB")
     disk_allocation_ratio: float = Field(1.0, description="GiB that may be allocated for each GiB")
@@ -154,6 +156,14 @@ class PowerSyncSettings(CommonSettings):
     evacuation_retry: float = Field(60.0, description="a guest that found no shelter is tried again after so long")
     auto_loss_limit: int = Field(3, description="hosts lost within auto_loss_window that are dealt with by themselves")
     auto_loss_window: float = Field(600.0, description="further ones wait for so long, or for an admin's force-down")
+    on_guest_poweroff: Literal["stop", "restart"] = Field(
+        "stop", description="an active guest that is off: on record as stopped, or started again (metadata may differ)"
+    )
+    on_unexpected_running: Literal["adopt", "enforce"] = Field(
+        "adopt", description="a stopped guest that runs: on record as active, or stopped again (metadata may differ)"
+    )
+    policy_pause: float = Field(10.0, description="the pause before a second restart; each further one doubles it")
+    policy_memory: float = Field(3600.0, description="earlier restarts count towards the pause for so long")
     missing_confirmations: int = Field(3, description="complete listings that must miss a guest before it is missing")
     host_write_interval: float = Field(0.2, description="heartbeats are gathered for so long into one bulk write")
     confirm_interval: float = Field(5.0, description="how often overdue confirmations are looked for")

@@ -87,6 +87,8 @@ STEPS: Mapping[str, StepSpec] = {
         StepSpec("unpause", X.COMPUTE, (T.UNPAUSING,), "compute_unpause_instance", F.KEEP),
         StepSpec("suspend", X.COMPUTE, (T.SUSPENDING,), "compute_suspend_instance", F.KEEP),
         StepSpec("resume", X.COMPUTE, (T.RESUMING,), "compute_resume_instance", F.KEEP),
+        StepSpec("attach_volume", X.COMPUTE, (T.BLOCK_DEVICE_MAPPING,), "compute_attach_volume", F.KEEP),
+        StepSpec("detach_volume", X.COMPUTE, (T.BLOCK_DEVICE_MAPPING,), "compute_detach_volume", F.KEEP),
         StepSpec("select_destination", X.SCHEDULER, (T.RESIZE_PREP,), "cold_migrate", F.ABANDON),
         StepSpec("prepare", X.COMPUTE, (T.RESIZE_PREP,), "compute_prep_resize", F.RESELECT, again="select_destination"),
         StepSpec(

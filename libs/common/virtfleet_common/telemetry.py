@@ -13,6 +13,7 @@ STEPS = Counter("virtfleet_steps_total", "Steps by what became of them", ["step"
 STEP_SECONDS = Histogram("virtfleet_step_seconds", "Time from claim to finish", ["step"])
 PLACEMENT_SECONDS = Histogram("virtfleet_placement_seconds", "Time from the request for a host to its claim")
 AUDIT_DIFFERENCES = Gauge("virtfleet_audit_differences", "Differences that the last audit of claims found")
+ORPHANS = Gauge("virtfleet_orphans", "Guests that no record knows, by the latest listings of their hosts")
 DUPLICATES_MESSAGES = os.environ.get("VIRTFLEET_DUPLICATE_MESSAGES") == "1"
 """A test's wish: every command goes out twice."""
 

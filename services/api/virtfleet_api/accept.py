@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from virtfleet_common import moves
+from virtfleet_common import moves, volumes
 from virtfleet_common.actions import ACTIONS, ActionSpec, HostNeed
 from virtfleet_common.beginning import accepting, begin, begun, superseded, unchanged
 from virtfleet_common.effects import Effect
@@ -22,7 +22,7 @@ from virtfleet_common.settings import ApiSettings
 from virtfleet_common.states import HostState, TaskState, VmState
 from virtfleet_common.store import Mismatch, Store
 
-from virtfleet_api import evacuate, resize
+from virtfleet_api import attach, evacuate, resize
 from virtfleet_api.begin import READ_YOUR_WRITES, require_role
 from virtfleet_api.budget import Budget
 from virtfleet_api.create import CreateRequest, Creator
@@ -151,6 +151,8 @@ class Acceptor:
             is_taken = lost.instance is not None and action_id in lost.instance.accepted
             if wanted is not None and not is_taken:  # else another copy of this command won
                 await self._budget.drop_increase(instance, action_id)
+            if spec.name == "attach_volume" and not is_taken:
+                await attach.dropped(self._store, action)
             raise
 
     async def _turn(
@@ -166,6 +168,10 @@ class Acceptor:
                 move = resize.open_move(instance, spec)
                 states = [await self._host_state(host) for host in (move.source, move.destination)]
                 return resize.revert_of(instance, move, action, *states)
+            case "attach_volume":
+                return await attach.begun(self._store, instance, action, args)
+            case "detach_volume":
+                return attach.ended(instance, action, args), moves.Turn({})
             case _:
                 return action, moves.Turn({})
 
@@ -180,7 +186,9 @@ class Acceptor:
     ) -> Instance:
         """An admin says what the instance is; the action in progress, if there is one, ends as superseded."""
         reset = {"vm_state": vm_state, "task_state": None}
-        return await self._complete(who, instance, spec, action_id, reset, end=True)
+        is_attach = instance.action is not None and instance.action.step.name == "attach_volume"
+        fields, left = volumes.given_up(instance, self._clock.now()) if is_attach else ({}, [])
+        return await self._complete(who, instance, spec, action_id, {**reset, **fields}, left, end=True)
 
     async def _lock(
         self, who: Identity, instance: Instance, spec: ActionSpec, args: Mapping[str, Any], action_id: str

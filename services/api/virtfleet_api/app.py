@@ -13,7 +13,7 @@ from virtfleet_common.ports import Clock
 from virtfleet_common.settings import ApiSettings
 from virtfleet_common.store import Store
 
-from virtfleet_api import compute_v21, fencing, health, images, keystone, network, placement, stream
+from virtfleet_api import compute_v21, fencing, health, images, keystone, network, placement, stream, volumes
 from virtfleet_api.accept import Acceptor
 from virtfleet_api.auth import Authenticator
 from virtfleet_api.context import Readiness, Services
@@ -28,6 +28,7 @@ DIALECTS = (
     images.DIALECT,
     keystone.DIALECT,
     network.DIALECT,
+    volumes.DIALECT,
     placement.DIALECT,
     fencing.DIALECT,
     health.DIALECT,
@@ -35,6 +36,7 @@ DIALECTS = (
     compute_v21.ROOT,
     images.VERSIONS,
     network.VERSIONS,
+    volumes.VERSIONS,
 )
 
 

@@ -30,6 +30,8 @@ _SERVICES = {
     "compute": ("nova", "/v2.1"),
     "image": ("glance", "/image"),
     "network": ("neutron", "/network"),
+    "volumev3": ("cinderv3", "/volume/v3/{project_id}"),
+    "block-storage": ("cinder", "/volume/v3/{project_id}"),
     "identity": ("keystone", "/identity"),
 }
 
@@ -114,7 +116,7 @@ def _token_view(call: Call, record: Token, methods: list[Any]) -> Shape:
         "project": {"id": record.project_id, "name": record.project_name, "domain": _DOMAIN},
         "is_domain": False,
         "roles": [{"id": role, "name": role} for role in record.roles],
-        "catalog": _catalog(call.base_url),
+        "catalog": _catalog(call.base_url, record.project_id),
         "issued_at": _at(now),
         "expires_at": _at(record.expires_at or now + _VALIDITY),
         "audit_ids": [record.id[:22]],
@@ -125,7 +127,7 @@ def _at(when: Any) -> str:
     return str(when.strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
 
 
-def _catalog(base_url: str) -> list[Shape]:
+def _catalog(base_url: str, project_id: str) -> list[Shape]:
     return [
         {
             "id": name,
@@ -134,7 +136,7 @@ def _catalog(base_url: str) -> list[Shape]:
             "endpoints": [
                 {
                     "id": f"{name}-{interface}", "interface": interface, "region": _REGION, "region_id": _REGION,
-                    "url": base_url + path,
+                    "url": base_url + path.format(project_id=project_id),
                 }
                 for interface in ("public", "internal", "admin")
             ],
@@ -180,7 +182,7 @@ async def show_user(call: Call) -> Response:
 
 async def show_catalog(call: Call) -> Response:
     """The catalogue."""
-    return answer({"catalog": _catalog(call.base_url)})
+    return answer({"catalog": _catalog(call.base_url, call.who.project_id)})
 
 
 def _version(base_url: str) -> Shape:

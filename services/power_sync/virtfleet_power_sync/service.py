@@ -9,6 +9,7 @@ from virtfleet_common.clock import SystemClock
 from virtfleet_common.service import backbone, repeat, run, until_stopped
 from virtfleet_common.settings import PowerSyncSettings
 
+from virtfleet_power_sync.adopt import Adopter
 from virtfleet_power_sync.books import ClaimAudit
 from virtfleet_power_sync.evacuation import Evacuator
 from virtfleet_power_sync.fencing.fencer import Fencer
@@ -17,7 +18,9 @@ from virtfleet_power_sync.liveness import Liveness, SeenHosts
 from virtfleet_power_sync.lost_work import LostWork
 from virtfleet_power_sync.overdue import Overdue
 from virtfleet_power_sync.quotas import QuotaKeeper
+from virtfleet_power_sync.strangers import Strangers
 from virtfleet_power_sync.sync import PowerSync
+from virtfleet_power_sync.view import RecordView
 
 _REPORTS_KEPT = 60.0
 _MOST_REPORTS = 100_000
@@ -38,7 +41,9 @@ async def serve(settings: PowerSyncSettings) -> None:
         fencer = Fencer(fence, base.store, base.bus, clock, settings, base.boot)
         stack.push_async_callback(fencer.stop)
         seen = SeenHosts(base.store)
-        sync = PowerSync(base.store, base.relay, seen, settings)
+        view = RecordView(base.store)
+        adopter = Adopter(base.store, base.relay, clock, settings)
+        sync = PowerSync(base.store, view, seen, adopter, Strangers(base.bus), settings)
         overdue = Overdue(base.store, base.relay, clock, settings)
         books = ClaimAudit(base.store, settings)
         host_loss = HostLoss(
@@ -50,6 +55,7 @@ async def serve(settings: PowerSyncSettings) -> None:
         quotas = QuotaKeeper(base.store, settings)
         async with base.bus.consume(REPORTS, sync.take):
             await until_stopped(
+                view.follow(),
                 repeat(settings.host_write_interval, seen.write),
                 repeat(settings.liveness_interval, host_loss.check),
                 repeat(settings.audit_interval, books.check),

@@ -1,22 +1,32 @@
-"""Applies reports of hosts to the record: only differences are written, each by compare-and-set."""
+"""Applies reports of hosts to the record: only differences are read and written, each by compare-and-set.
+
+Good path: a listing and the record of its host are the same as when they last agreed, and nothing is done. Otherwise
+the listing is compared with the view of the record, and whatever differs is decided on the record itself. Bad path: the
+view is behind, or a write lost; the host has not agreed then, and its next listing is compared again. Why it is safe:
+the view decides only what to look at, never what to write.
+"""
 
 import asyncio
-from collections import Counter, defaultdict
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 
 import structlog
 from virtfleet_common.bus import Delivery
-from virtfleet_common.events import power_changed
 from virtfleet_common.messages import GuestReport, Heartbeat, PowerDelta
-from virtfleet_common.records import Instance, Sighting
-from virtfleet_common.relay import Relay
+from virtfleet_common.records import Instance
 from virtfleet_common.settings import PowerSyncSettings
-from virtfleet_common.states import PowerState
-from virtfleet_common.store import Expect, Mismatch, Store
+from virtfleet_common.states import PowerState, VmState
+from virtfleet_common.store import Store
+from virtfleet_common.store.instance_feed import Recorded
 
+from virtfleet_power_sync.adopt import Adopter
 from virtfleet_power_sync.liveness import SeenHosts
-from virtfleet_power_sync.reconcile import differs
+from virtfleet_power_sync.reconcile import differs, is_newer
+from virtfleet_power_sync.strangers import Strangers
+from virtfleet_power_sync.view import RecordView
 
 log = structlog.get_logger()
+Listing = Mapping[str, GuestReport]
 
 
 class PowerSync:
@@ -25,13 +35,19 @@ class PowerSync:
     A report older than one that was read before is dropped.
     """
 
-    def __init__(self, store: Store, relay: Relay, seen: SeenHosts, settings: PowerSyncSettings) -> None:
+    def __init__(
+        self, store: Store, view: RecordView, seen: SeenHosts, adopter: Adopter, strangers: Strangers,
+        settings: PowerSyncSettings,
+    ) -> None:  # fmt: skip
         self._store = store
-        self._relay = relay
+        self._view = view
         self._seen = seen
+        self._adopter = adopter
+        self._strangers = strangers
         self._settings = settings
-        self._missing: Counter[tuple[str, str]] = Counter()
-        self._unknown: set[tuple[str, str]] = set()
+        self._agreed: dict[str, tuple[str, int, Mapping[str, PowerState]]] = {}
+        self._missing: dict[str, Mapping[str, tuple[Recorded, int]]] = {}
+        self._counted: dict[str, tuple[int, int]] = {}
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def take(self, delivery: Delivery) -> None:
@@ -41,66 +57,84 @@ class PowerSync:
         async with self._turns[report.host]:
             if isinstance(report, Heartbeat):
                 await self._heartbeat(report)
-            else:
-                await self._delta(report)
+            elif await self._seen.is_news(report.host, report.boot_id, report.sequence):
+                await self._apply(report, report.guest)
         await delivery.settler.ack()
-
-    async def _delta(self, delta: PowerDelta) -> None:
-        if await self._seen.is_news(delta.host, delta.boot_id, delta.sequence):
-            instance = await self._store.instances.get(delta.guest.instance_id)
-            await self._apply(delta, instance, delta.guest)
 
     async def _heartbeat(self, heartbeat: Heartbeat) -> None:
         if not await self._seen.note(heartbeat):
             return
         if heartbeat.guests is None:
             log.warning("listing.failed", host=heartbeat.host, error=heartbeat.listing_error)
+        elif self._view.is_loaded:
+            await self._compare_if_changed(heartbeat, heartbeat.guests)
+
+    async def _compare_if_changed(self, heartbeat: Heartbeat, guests: Collection[GuestReport]) -> None:
+        host, version = heartbeat.host, self._view.version(heartbeat.host)
+        looked_at = heartbeat.boot_id, version, {guest.instance_id: guest.power_state for guest in guests}
+        if self._agreed.get(host) == looked_at:
             return
-        recorded = {one.id: one for one in await self._store.instances.find_on_host(heartbeat.host)}
-        for guest in heartbeat.guests:
-            await self._apply(heartbeat, recorded.get(guest.instance_id), guest)
-        listed = {guest.instance_id for guest in heartbeat.guests}
-        for id_, instance in recorded.items():
-            await self._note_presence(heartbeat, instance, id_ in listed)
+        self._agreed.pop(host, None)
+        if await self._compare(heartbeat, {guest.instance_id: guest for guest in guests}):
+            self._agreed[host] = looked_at
 
-    async def _apply(self, report: Heartbeat | PowerDelta, instance: Instance | None, guest: GuestReport) -> None:
-        if instance is None or instance.host != report.host:
-            self._report_unknown(report.host, guest)
-        elif is_newer(report, instance):
-            await self._adopt(report, instance, guest.power_state)
+    async def _compare(self, heartbeat: Heartbeat, listing: Listing) -> bool:
+        """Whether listing and record agree already; what differs is written."""
+        recorded = dict(self._view.on_host(heartbeat.host))
+        self._compare_counts(heartbeat.host, len(listing), len(recorded))
+        missing = self._count_missing(heartbeat, listing, recorded)
+        differing = [id_ for id_, guest in listing.items() if _is_other(recorded.get(id_), guest)]
+        strange = listing.keys() - recorded.keys()
+        self._strangers.keep(heartbeat, strange)
+        unknown = [id_ for id_ in strange if not self._strangers.knows(heartbeat, id_)]
+        for id_ in (*differing, *unknown):
+            await self._apply(heartbeat, listing[id_])
+        for id_, times in missing.items():
+            if times >= self._settings.missing_confirmations:
+                await self._miss(heartbeat, id_)
+        return not (differing or unknown or missing)
 
-    def _report_unknown(self, host: str, guest: GuestReport) -> None:
-        if (host, guest.instance_id) not in self._unknown:
-            self._unknown.add((host, guest.instance_id))
-            log.warning("guest.unknown", host=host, instance_id=guest.instance_id, power_state=guest.power_state)
+    async def _apply(self, report: Heartbeat | PowerDelta, guest: GuestReport) -> None:
+        instance = await self._store.instances.get(guest.instance_id)
+        if instance is not None and instance.host == report.host:
+            await self._adopter.adopt(report, instance, guest.power_state)
+        if not _lives_on(report.host, instance):
+            await self._strangers.note(report, guest, instance)
 
-    async def _note_presence(self, report: Heartbeat, instance: Instance, is_listed: bool) -> None:
-        """A guest that so many complete listings in a row do not show is missing: its power state is no state."""
-        key = report.host, instance.id
-        if is_listed or instance.task_state is not None or not is_newer(report, instance):
-            del self._missing[key]
-            return
-        self._missing[key] += 1
-        if self._missing[key] >= self._settings.missing_confirmations:
-            await self._adopt(report, instance, PowerState.NOSTATE)
+    async def _miss(self, heartbeat: Heartbeat, instance_id: str) -> None:
+        instance = await self._store.instances.get(instance_id)
+        if instance is not None and _lives_on(heartbeat.host, instance):
+            await self._adopter.adopt(heartbeat, instance, None)
 
-    async def _adopt(self, report: Heartbeat | PowerDelta, instance: Instance, power: PowerState) -> None:
-        difference = differs(instance, power)
-        if difference is None:
-            return
-        expect = Expect(task_states=frozenset({None}), host=instance.host, epoch=instance.epoch, rev=instance.rev)
-        told = power_changed(instance, difference.word, after=difference.set)
-        seen = Sighting(boot=report.boot_id, sequence=report.sequence).model_dump()
-        fields = {**difference.set, "power_seen": seen}
-        try:
-            await self._relay.commit(instance.id, expect=expect, set=fields, effects=[told])
-        except Mismatch as mismatch:
-            log.info("power.not_adopted", instance_id=instance.id, why=str(mismatch))
-        else:
-            log.info("power.adopted", instance_id=instance.id, **difference.set)
+    def _count_missing(
+        self, heartbeat: Heartbeat, listing: Listing, recorded: Mapping[str, Recorded]
+    ) -> Mapping[str, int]:
+        """How many complete listings in a row did not show a guest, while nothing was written of it."""
+        before = self._missing.pop(heartbeat.host, {})
+        now: dict[str, tuple[Recorded, int]] = {}
+        for id_ in recorded.keys() - listing.keys():
+            one = recorded[id_]
+            if differs(one, None):
+                was, times = before.get(id_, (one, 0))
+                counts = is_newer(one, heartbeat.boot_id, heartbeat.sequence)
+                now[id_] = one, (times if was == one else 0) + counts
+        if now:
+            self._missing[heartbeat.host] = now
+        return {id_: times for id_, (_, times) in now.items()}
+
+    def _compare_counts(self, host: str, listed: int, recorded: int) -> None:
+        """Say once that host and record count differently, and again when the numbers change."""
+        counted = listed, recorded
+        if self._counted.pop(host, None) != counted and listed != recorded:
+            log.warning("guests.counted", host=host, listed=listed, recorded=recorded)
+        if listed != recorded:
+            self._counted[host] = counted
 
 
-def is_newer(report: Heartbeat | PowerDelta, instance: Instance) -> bool:
-    """Whether a report was begun after the power state in the record was."""
-    seen = instance.power_seen
-    return seen is None or seen.boot != report.boot_id or report.sequence > seen.sequence
+def _is_other(recorded: Recorded | None, guest: GuestReport) -> bool:
+    return recorded is not None and differs(recorded, guest.power_state) is not None
+
+
+def _lives_on(host: str, instance: Instance | None) -> bool:
+    """Whether the record places an instance on a host, and has not deleted it."""
+    return instance is not None and instance.host == host and instance.vm_state is not VmState.DELETED

@@ -17,10 +17,12 @@ from virtfleet_common.store.counting import WriteCounter
 from virtfleet_common.store.expect import Expect, Mismatch
 from virtfleet_common.store.host_feed import HostFeed
 from virtfleet_common.store.hosts import Hosts
+from virtfleet_common.store.instance_feed import InstanceFeed
 from virtfleet_common.store.instances import Delivered, InstanceQuery, Instances
 from virtfleet_common.store.migrations import Cleanups, MigrationQuery, Migrations
 from virtfleet_common.store.pins import Pins
 from virtfleet_common.store.quotas import Quotas
+from virtfleet_common.store.volumes import Volumes
 
 __all__ = ["Delivered", "Expect", "InstanceQuery", "MigrationQuery", "Mismatch", "Store"]
 
@@ -32,6 +34,7 @@ class Store:
     """Every collection. All writes are majority writes, retried by the driver across an election."""
 
     instances: Instances
+    instance_feed: InstanceFeed
     actions: Actions
     hosts: Hosts
     host_feed: HostFeed
@@ -39,6 +42,7 @@ class Store:
     migrations: Migrations
     cleanups: Cleanups
     quotas: Quotas
+    volumes: Volumes
     aggregates: Aggregates
     server_groups: Catalogue[ServerGroup]
     flavors: Catalogue[Flavor]
@@ -63,6 +67,7 @@ class Store:
         pins = Pins(database)
         return cls(
             instances=Instances(database, deleted_retention=settings.deleted_retention),
+            instance_feed=InstanceFeed(database),
             actions=Actions(database),
             hosts=Hosts(database, pins),
             host_feed=HostFeed(database),
@@ -70,6 +75,7 @@ class Store:
             migrations=Migrations(database),
             cleanups=Cleanups(database),
             quotas=Quotas(database, deleted_retention=settings.deleted_retention),
+            volumes=Volumes(database),
             aggregates=Aggregates(database),
             server_groups=Catalogue(database, "server_groups", ServerGroup),
             flavors=Catalogue(database, "flavors", Flavor, unique="name"),

@@ -14,6 +14,7 @@ from pymongo.errors import PyMongoError
 from virtfleet_common.errors import StoreUnavailable
 from virtfleet_common.records import Host
 from virtfleet_common.store.guard import guarded
+from virtfleet_common.store.stream import LONGEST_WAIT_MS, told
 
 VIEWED = (
     "free", "limits", "total", "state", "is_enabled", "is_responsive", "availability_zone", "arch", "hypervisor_type",
@@ -22,7 +23,6 @@ VIEWED = (
 """The fields of a host that placement looks at."""
 _HEARTBEAT = ["last_seen", "sequence", "guests", "boot_id"]
 _AT_ONCE = 2000
-_LONGEST_WAIT_MS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,31 +72,20 @@ class HostFeed:
         try:
             began = (await self._database.command("ping"))["operationTime"]
             yield HostNews(await self.read(), is_whole=True, aggregates=True)
-            stream: Any = self._database.aggregate(_pipeline(began), maxAwaitTimeMS=_LONGEST_WAIT_MS)
+            stream: Any = self._database.aggregate(_pipeline(began), maxAwaitTimeMS=LONGEST_WAIT_MS)
             async with stream:
                 while stream.alive:
-                    yield await self._news(await _told(stream))
+                    yield await self._news(await told(stream))
         except PyMongoError as error:
             raise StoreUnavailable(f"the stream of host changes broke: {error}") from error
 
-    async def _news(self, told: Sequence[Mapping[str, Any]]) -> HostNews:
-        of_hosts = [one for one in told if one["ns"]["coll"] == "hosts"]
+    async def _news(self, changed: Sequence[Mapping[str, Any]]) -> HostNews:
+        of_hosts = [one for one in changed if one["ns"]["coll"] == "hosts"]
         changes = [_as_read(one) for one in of_hosts]
         unclear = {one["documentKey"]["_id"] for one in of_hosts if _is_unclear(one)}
         if unclear:
             changes += await self.read(list(unclear))
-        return HostNews(changes, aggregates=len(of_hosts) < len(told))
-
-
-async def _told(stream: Any) -> list[dict[str, Any]]:
-    """The changes that are there, waited for up to a second; all that came with one answer of the database."""
-    try:
-        told = [await stream.next()]
-    except StopAsyncIteration:
-        return []
-    while stream._buffer_size():  # what is here needs no more waiting; motor has no public word for it
-        told.append(await stream.next())
-    return told
+        return HostNews(changes, aggregates=len(of_hosts) < len(changed))
 
 
 def as_change(row: Mapping[str, Any]) -> HostChange:
@@ -125,11 +114,11 @@ def _pipeline(began: Any) -> list[dict[str, Any]]:
     return [{"$changeStream": {"startAtOperationTime": began}}, {"$match": {**watched, **either}}, {"$project": kept}]
 
 
-def _as_read(told: Mapping[str, Any]) -> HostChange:
-    host = told["documentKey"]["_id"]
-    if told["operationType"] == "delete":
+def _as_read(change: Mapping[str, Any]) -> HostChange:
+    host = change["documentKey"]["_id"]
+    if change["operationType"] == "delete":
         return HostChange(host, None)
-    updated = told.get("updateDescription", {}).get("updatedFields", {})
+    updated = change.get("updateDescription", {}).get("updatedFields", {})
     return HostChange(host, flattened({name: value for name, value in updated.items() if _is_viewed(name)}))
 
 
@@ -137,10 +126,10 @@ def _is_viewed(path: str) -> bool:
     return path.partition(".")[0] in VIEWED
 
 
-def _is_unclear(told: Mapping[str, Any]) -> bool:
+def _is_unclear(change: Mapping[str, Any]) -> bool:
     """New documents, and changes inside a list, are read whole."""
-    updated = told.get("updateDescription", {}).get("updatedFields", {})
-    is_new = told["operationType"] in ("insert", "replace")
+    updated = change.get("updateDescription", {}).get("updatedFields", {})
+    is_new = change["operationType"] in ("insert", "replace")
     return is_new or any(name.startswith("failures") for name in updated)
 
 

@@ -14,6 +14,7 @@ from virtfleet_api.compute_v21 import (
     servers,
     services,
     versions,
+    volume_attachments,
     zones,
 )
 from virtfleet_api.routing import OPEN, Dialect, Endpoint
@@ -28,6 +29,7 @@ DIALECT = Dialect(
         *server_labels.ENDPOINTS,
         *instance_actions.ENDPOINTS,
         *migrations.ENDPOINTS,
+        *volume_attachments.ENDPOINTS,
         *flavors.ENDPOINTS,
         *services.ENDPOINTS,
         *hypervisors.ENDPOINTS,

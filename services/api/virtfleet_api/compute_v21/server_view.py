@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from virtfleet_common.records import Flavor, Host, Instance
 from virtfleet_common.states import HostState, VmState, api_status
+from virtfleet_common.volumes import Device, present
 
 from virtfleet_api.compute_v21.shapes import Shape, bookmark, host_id, links, micros, zulu
 
@@ -30,7 +31,7 @@ def brief(server: Instance, viewer: Viewer) -> Shape:
 
 def detail(server: Instance, viewer: Viewer, hosts: Mapping[str, Host]) -> Shape:
     """A server in a detailed list; `hosts` holds at least its own host where the viewer is an admin."""
-    shape = core(server, viewer) | _extended(server)
+    shape = core(server, viewer) | _extended(server, viewer)
     if viewer.is_admin:
         host = hosts.get(server.host or "")
         shape |= _admin(server, viewer, host)
@@ -122,7 +123,12 @@ def _fault(server: Instance, viewer: Viewer) -> Shape:
     return shape | ({"details": server.fault.details} if viewer.is_admin else {})
 
 
-def _extended(server: Instance) -> Shape:
+def _volume(device: Device, viewer: Viewer) -> Shape:
+    shape = {"id": device.get("id")}
+    return shape | ({"delete_on_termination": False} if viewer.version >= 3 else {})
+
+
+def _extended(server: Instance, viewer: Viewer) -> Shape:
     terminated = server.deleted_at if server.vm_state is VmState.DELETED else None
     return {
         "OS-EXT-AZ:availability_zone": server.availability_zone or ("nova" if server.host else ""),
@@ -131,7 +137,7 @@ def _extended(server: Instance) -> Shape:
         "OS-EXT-STS:task_state": server.task_state,
         "OS-EXT-STS:vm_state": server.vm_state,
         "OS-EXT-STS:power_state": int(server.power_state.shown),
-        "os-extended-volumes:volumes_attached": [],
+        "os-extended-volumes:volumes_attached": [_volume(one, viewer) for one in present(server) if one.get("id")],
         "OS-SRV-USG:launched_at": micros(server.launched_at),
         "OS-SRV-USG:terminated_at": micros(terminated),
         "security_groups": [{"name": "default"}],

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from virtfleet_common import volumes
 from virtfleet_common.errors import HypervisorFault, ImageFault
 from virtfleet_common.records import Image, Instance
 
@@ -104,11 +105,11 @@ def delete_folder(folder: Path) -> None:
 
 
 def lost_volumes(instance: Instance) -> list[str]:
-    """The paths of the instance's block devices that are surely not there. Blocking.
+    """The paths of the instance's files and block devices that are surely not there. Blocking.
 
     Raises HypervisorFault when one cannot be looked at: that proves nothing.
     """
-    return [path for device in instance.block_devices if (path := str(device.get("path") or "")) and _is_gone(path)]
+    return [path for one in volumes.present(instance) if (path := str(one.get("path") or "")) and _is_gone(path)]
 
 
 def _is_gone(path: str) -> bool:

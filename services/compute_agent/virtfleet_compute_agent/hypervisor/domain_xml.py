@@ -1,19 +1,16 @@
 """The domain XML of an instance, from its record alone, and the way back: what Virtfleet wrote into a domain. Pure."""
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from lxml import etree
-from virtfleet_common.errors import HypervisorFault
 from virtfleet_common.records import Instance, NetworkPort
 
-from virtfleet_compute_agent.hypervisor.layout import Layout, has_root_disk, initrd_of, kernel_of
+from virtfleet_compute_agent.hypervisor.disk_xml import disks_of
+from virtfleet_compute_agent.hypervisor.elements import element as _e
+from virtfleet_compute_agent.hypervisor.layout import Layout, initrd_of, kernel_of
 
 NAMESPACE = "https://virtfleet.dev/xmlns/domain/1"
 PREFIX = "vf"
-_LETTERS = "abcdefghijklmnopqrstuvwxyz"
-_DISK_NAMES = [f"vd{letter}" for letter in _LETTERS] + [f"vd{one}{two}" for one in _LETTERS for two in _LETTERS]
 _PARSER = etree.XMLParser(resolve_entities=False, no_network=True)
 
 
@@ -106,7 +103,7 @@ def _devices(instance: Instance, layout: Layout) -> etree._Element:
     log = str(layout.console(instance.id))
     return _e(
         "devices",
-        *_disks(instance, layout),
+        *disks_of(instance, layout),
         *(_network_card(port) for port in instance.networks),
         _e("serial", _e("source", path=log, append="on"), _e("target", port="0"), type="file"),
         _e("console", _e("source", path=log, append="on"), _e("target", type="serial", port="0"), type="file"),
@@ -114,35 +111,6 @@ def _devices(instance: Instance, layout: Layout) -> etree._Element:
         _e("rng", _e("backend", "/dev/urandom", model="random"), model="virtio"),
         _e("memballoon", model="none"),
     )
-
-
-def _disks(instance: Instance, layout: Layout) -> Iterator[etree._Element]:
-    taken = {str(device["target"]) for device in instance.block_devices if device.get("target")}
-    if has_root_disk(instance):
-        taken.add("vda")
-        yield _disk("file", str(layout.disk(instance.id)), "qcow2", "vda")
-    free = (name for name in _DISK_NAMES if name not in taken)
-    for device in instance.block_devices:
-        yield _block_device(device, str(device.get("target") or next(free)))
-
-
-def _block_device(device: Mapping[str, Any], target: str) -> etree._Element:
-    """A volume: `path`; `type` is file (default) or block, `format` raw by default; `id` shows inside the guest."""
-    path = device.get("path")
-    if not path:
-        raise HypervisorFault("a block device has no path", operation="define", code="bad_block_device")
-    disk = _disk(str(device.get("type", "file")), str(path), str(device.get("format", "raw")), target)
-    if device.get("is_readonly"):
-        disk.append(_e("readonly"))
-    if device.get("id"):
-        disk.append(_e("serial", str(device["id"])))
-    return disk
-
-
-def _disk(kind: str, path: str, disk_format: str, target: str) -> etree._Element:
-    source = _e("source", dev=path) if kind == "block" else _e("source", file=path)
-    driver = _e("driver", name="qemu", type=disk_format)
-    return _e("disk", driver, source, _e("target", dev=target, bus="virtio"), type=kind, device="disk")
 
 
 def _network_card(port: NetworkPort) -> etree._Element:
@@ -153,17 +121,6 @@ def _network_card(port: NetworkPort) -> etree._Element:
     if port.bridge:
         return _e("interface", mac, _e("source", bridge=port.bridge), model, type="bridge")
     return _e("interface", mac, model, type="user")
-
-
-def _e(tag: str, *content: etree._Element | str, **attributes: str) -> etree._Element:
-    """An element with attributes, and elements or a text inside."""
-    element = etree.Element(tag, attributes)
-    for part in content:
-        if isinstance(part, str):
-            element.text = part
-        else:
-            element.append(part)
-    return element
 
 
 def _printable(text: str) -> str:

@@ -94,8 +94,8 @@ def _checked(instance_id: str) -> str:
 
 
 def has_root_disk(instance: Instance) -> bool:
-    """Whether the instance has a disk of its own; one that only has volumes boots from the first of them."""
-    return instance.image is not None or not instance.block_devices
+    """Whether the instance has a disk of its own; one that boots from a volume (`boot_index` 0) has none."""
+    return instance.image is not None or all(one.get("boot_index") != 0 for one in instance.block_devices)
 
 
 def base_of(image: Image | None) -> Source | None:

@@ -16,8 +16,9 @@ from virtfleet_common.ports import Export, Guest, GuestEvent, HypervisorFacts
 from virtfleet_common.records import Image, Instance, Resources
 from virtfleet_common.settings import AgentSettings
 from virtfleet_common.states import PowerState
+from virtfleet_common.volumes import Device
 
-from virtfleet_compute_agent.hypervisor import aside, console, disks, networks
+from virtfleet_compute_agent.hypervisor import aside, console, disks, hotplug, networks
 from virtfleet_compute_agent.hypervisor.connection import Connection, is_kvm_usable
 from virtfleet_compute_agent.hypervisor.domain_xml import Platform, build_domain, mark_of
 from virtfleet_compute_agent.hypervisor.events import EventHub
@@ -110,6 +111,22 @@ class LibvirtHypervisor:
         if self._connection.is_simulated or not instance.block_devices:
             return ()
         return await self._file_call("lost_volumes", lambda: disks.lost_volumes(instance))
+
+    async def plug_in(self, instance_id: str, device: Device) -> None:
+        """Have a volume in the guest and its definition; nothing to do on a simulated host."""
+        if not self._connection.is_simulated:
+            await self._call("plug_in", lambda: hotplug.plug_in(self._find(instance_id), device))
+
+    async def unplug(self, instance_id: str, device: Device) -> None:
+        """Have a volume out of both, asking the guest for it again and again up to `detach_timeout`."""
+        if self._connection.is_simulated:
+            return
+        deadline = time.monotonic() + self._settings.detach_timeout
+        while not await self._call("unplug", lambda: hotplug.ask_back(self._find(instance_id), device)):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise HypervisorFault("the guest does not let go of it", operation="unplug", code="not_released")
+            await asyncio.sleep(min(self._settings.detach_retry, left))
 
     async def missing_networks(self, instance: Instance) -> Sequence[str]:
         """The instance's networks and bridges that this host does not have; none on a simulated host."""

@@ -6,7 +6,7 @@ from functools import partial
 from virtfleet_common.executor import StepHandler, StepRun
 from virtfleet_common.outcomes import Outcome
 
-from virtfleet_compute_agent.steps import create, delete, evacuate, power, reboot, resize
+from virtfleet_compute_agent.steps import create, delete, evacuate, power, reboot, resize, volumes
 from virtfleet_compute_agent.steps.context import HostContext
 
 
@@ -23,6 +23,8 @@ def handlers(host: HostContext) -> Mapping[str, StepHandler]:
         "unpause": power.unpause,
         "suspend": power.suspend,
         "resume": power.resume,
+        "attach_volume": volumes.attach,
+        "detach_volume": volumes.detach,
         "prepare": resize.prepare,
         "move": resize.send,
         "finish": resize.finish,

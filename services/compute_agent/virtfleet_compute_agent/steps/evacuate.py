@@ -19,6 +19,7 @@ from virtfleet_common.states import PowerState, TaskState, VmState
 
 from virtfleet_compute_agent.steps.context import HostContext, is_made_by, open_move, power_state, start_guest
 from virtfleet_compute_agent.steps.delete import remove
+from virtfleet_compute_agent.steps.volumes import check_reachable, reattach
 
 _LIVES_ON = {VmState.STOPPED: VmState.STOPPED, VmState.SUSPENDED: VmState.STOPPED, VmState.PAUSED: VmState.PAUSED}
 """What an evacuated guest is afterwards; active, where nothing stands here. The memory of a paused or suspended guest
@@ -51,6 +52,7 @@ async def _sheltered(host: HostContext, run: StepRun) -> PowerState:
     if not _is_ours(run):
         await _take_over(host, run, open_move(run))
     if not run.has_reached(TaskState.REBUILD_SPAWNING):
+        await reattach(host, run)
         await run.advance(TaskState.REBUILD_SPAWNING)
     guest = await hypervisor.observe(id_)
     if not is_made_by(guest, run.action.id):
@@ -71,6 +73,7 @@ async def _take_over(host: HostContext, run: StepRun, move: Move) -> None:
     missing = await host.hypervisor.missing_networks(instance)
     if missing:
         raise HypervisorFault(f"this host has no network {', '.join(missing)}", operation="shelter", code="no_network")
+    await check_reachable(host, instance)
     is_shared = await _shares_storage(host, run, instance, move)
     reach("shelter.middle")
     turn = moves.sheltering(instance, move, is_shared=is_shared)

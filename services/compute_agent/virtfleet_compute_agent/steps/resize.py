@@ -28,6 +28,7 @@ from virtfleet_compute_agent.steps.context import (
 )
 from virtfleet_compute_agent.steps.delete import remove
 from virtfleet_compute_agent.steps.power import shut_down
+from virtfleet_compute_agent.steps.volumes import check_reachable
 
 _PROGRESS_STEP = 10
 
@@ -41,6 +42,7 @@ async def prepare(host: HostContext, run: StepRun) -> HandOver:
     missing = await host.hypervisor.missing_networks(instance)
     if missing:
         raise HypervisorFault(f"this host has no network {', '.join(missing)}", operation="prepare", code="no_network")
+    await check_reachable(host, instance)
     reach("prepare.middle")
     await host.hypervisor.probe_shared(move.id)
     export = await host.hypervisor.open_export(instance, move.id)

@@ -9,11 +9,12 @@ rounded here.
 from virtfleet_common.records import AmqpUser, Flavor, Image, Reply, ServerGroup, Token
 from virtfleet_common.store import Store
 from virtfleet_common.store.memory.actions import MemoryActions, MemoryCatalogue
-from virtfleet_common.store.memory.feed import MemoryHostFeed, MemoryPins
+from virtfleet_common.store.memory.feed import MemoryHostFeed, MemoryInstanceFeed, MemoryPins
 from virtfleet_common.store.memory.hosts import MemoryHosts
 from virtfleet_common.store.memory.instances import MemoryInstances
 from virtfleet_common.store.memory.migrations import MemoryCleanups, MemoryMigrations
 from virtfleet_common.store.memory.quotas import MemoryAggregates, MemoryQuotas
+from virtfleet_common.store.memory.volumes import MemoryVolumes
 
 __all__ = ["MemoryStore"]
 
@@ -24,9 +25,10 @@ class MemoryStore(Store):
     def __init__(self) -> None:
         groups, aggregates = MemoryCatalogue(ServerGroup), MemoryAggregates()
         pins = MemoryPins(groups.records)
-        hosts = MemoryHosts(pins)
+        hosts, instances = MemoryHosts(pins), MemoryInstances()
         super().__init__(
-            instances=MemoryInstances(),
+            instances=instances,
+            instance_feed=MemoryInstanceFeed(instances.records),
             actions=MemoryActions(),
             hosts=hosts,
             host_feed=MemoryHostFeed(hosts.records, aggregates),
@@ -34,6 +36,7 @@ class MemoryStore(Store):
             migrations=MemoryMigrations(),
             cleanups=MemoryCleanups(),
             quotas=MemoryQuotas(),
+            volumes=MemoryVolumes(),
             aggregates=aggregates,
             server_groups=groups,
             flavors=MemoryCatalogue(Flavor, unique="name"),

@@ -1,11 +1,13 @@
-"""The twins of what placement reads and ties: the feed of hosts, and the pins of affinity groups."""
+"""The twins of the feeds, and of the pins of affinity groups."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
 
-from virtfleet_common.records import Host, Pin, ServerGroup
+from virtfleet_common.records import Host, Instance, Pin, ServerGroup
+from virtfleet_common.states import VmState
 from virtfleet_common.store.aggregates import Aggregates
 from virtfleet_common.store.host_feed import HostChange, HostFeed, HostNews, as_change
+from virtfleet_common.store.instance_feed import InstanceFeed, InstanceNews, Recorded
 from virtfleet_common.store.pins import Pins, may_pin
 
 _LOOK_AGAIN = 0.002
@@ -71,3 +73,32 @@ class MemoryHostFeed(HostFeed):
             if changed or gone or now_aggregates != aggregates:
                 yield HostNews([*changed, *gone], aggregates=now_aggregates != aggregates)
             seen, aggregates = now, now_aggregates
+
+
+class MemoryInstanceFeed(InstanceFeed):
+    """The twin of the feed of instances; it tells every change, the needless ones too."""
+
+    def __init__(self, instances: Mapping[str, Instance]) -> None:
+        self._records = instances
+
+    async def create_indexes(self) -> None:
+        """None here."""
+
+    async def read(self, ids: Sequence[str] | None = None) -> dict[str, Recorded]:
+        await asyncio.sleep(0)
+        return {
+            id_: Recorded.of(one)
+            for id_, one in self._records.items()
+            if (ids is None or id_ in ids) and one.host and one.vm_state is not VmState.DELETED
+        }
+
+    async def follow(self) -> AsyncIterator[InstanceNews]:
+        seen = dict(self._records)
+        yield InstanceNews(await self.read(), is_whole=True)
+        while True:
+            await asyncio.sleep(_LOOK_AGAIN)
+            now = dict(self._records)
+            ids = [id_ for id_ in seen.keys() | now.keys() if seen.get(id_) is not now.get(id_)]
+            if ids:
+                yield InstanceNews({**dict.fromkeys(ids), **await self.read(ids)})
+            seen = now

@@ -26,6 +26,11 @@ class MemoryInstances(Instances):
     def __init__(self) -> None:
         self._records: dict[str, Instance] = {}
 
+    @property
+    def records(self) -> Mapping[str, Instance]:
+        """What is stored, for the twin of the feed."""
+        return self._records
+
     async def create_indexes(self) -> None:
         """None here."""
 
