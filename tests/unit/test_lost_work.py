@@ -62,8 +62,6 @@ CASES = [
     Case("unpause", HERE, None, None, KEPT),
     Case("suspend", HERE, None, None, KEPT),
     Case("resume", HERE, None, None, KEPT),
-    Case("attach_volume", HERE, None, None, KEPT),
-    Case("detach_volume", HERE, None, None, KEPT),
     Case("prepare", {"move": RESIZE}, "select_destination", "scheduler", {"move.destination": None}),
     Case("prepare", {"move": RESIZE}, None, None, MOVE_GONE, owes=True, **NO_MORE),
     Case("move", {**HERE, "move": GOING}, None, None, MOVE_GONE),
