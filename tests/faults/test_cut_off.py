@@ -11,7 +11,7 @@ from virtfleet_common.states import HostState, PowerState, VmState
 from virtfleet_local.fleet import LocalFleet
 
 from tests.conftest import brittle
-from tests.faults.test_evacuation import SWIFT, all_are_up, books_balance, lives_elsewhere
+from tests.faults.test_kill_evacuation import SWIFT, all_are_up, books_balance, lives_elsewhere
 from tests.proxy import Wire, wire_to
 from tests.witness import everything_is_delivered
 from tests.world import World, polling
