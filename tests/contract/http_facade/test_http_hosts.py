@@ -358,17 +358,8 @@ async def test_a_program_evacuates_if_it_speaks_for_an_admin(api: Api) -> None:
             name = f"{role}-{api.project}"
             await api.store.amqp_users.add(AmqpUser(id=name, user_id=role, project_id=api.project, roles=[role]))
             order = EvacuateInstance(instance_id=guest.id)
-            await bus.publish(
-                Outgoing(
-                    COMMANDS,
-                    "instance.evacuate",
-                    "virtfleet.instance.evacuate",
-                    order,
-                    "test",
-                    user_id=name,
-                    reply_to="replies",
-                )  # fmt: skip
-            )
+            key, answer_to = "instance.evacuate", {"user_id": name, "reply_to": "replies"}
+            await bus.publish(Outgoing(COMMANDS, key, f"virtfleet.{key}", order, "test", **answer_to))
             assert await asyncio.wait_for(answers.get(), 10) == f"virtfleet.command.{answered}"
     stored = await api.store.instances.get(guest.id)
     assert stored is not None
