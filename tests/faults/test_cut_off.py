@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
 import pytest
+from virtfleet_common.client import FleetClient
 from virtfleet_common.records import Instance
 from virtfleet_common.states import HostState, PowerState, VmState
 from virtfleet_local.fleet import LocalFleet
@@ -57,7 +58,8 @@ def edge(islands: Edge) -> Iterator[Edge]:
     yield islands
     islands.to_broker.mend()
     islands.to_database.mend()
-    islands.fleet.process(EDGE).signal(signal.SIGCONT)
+    for host in (EDGE, "host-2"):
+        islands.fleet.process(host).signal(signal.SIGCONT)
 
 
 async def a_guest_on_the_edge(world: World) -> Instance:
@@ -151,6 +153,35 @@ async def test_an_agent_that_stood_still_in_the_middle_of_a_reboot_starts_nothin
     assert "host-1 was lost" in str(reboot.message), reboot
 
 
+async def test_a_host_that_cannot_read_the_record_keeps_its_guests(world: World, edge: Edge) -> None:
+    before = await a_guest_on_the_edge(world)
+    guests = set(world.guests(before.id))
+    edge.to_database.cut()
+    await beats(world, 12)  # more than it takes to be isolated, and to be lost
+    assert (await world.host(EDGE)).state is HostState.UP
+    edge.to_database.mend()
+    await is_settled(world, before)
+    assert set(world.guests(before.id)) == guests
+
+
+async def test_when_most_hosts_fall_silent_together_none_is_declared_lost(world: World, edge: Edge) -> None:
+    before = await a_guest_on_the_edge(world)
+    silent = [edge.fleet.process(host) for host in (EDGE, "host-2")]
+    async with FleetClient(edge.fleet.file.amqp_url) as admin, admin.subscribed("fleet.mass_loss") as events:
+        for agent in silent:
+            agent.signal(signal.SIGSTOP)
+        async with asyncio.timeout(30):
+            alarm = await anext(events)
+        await beats(world, 12, "host-3")  # more than it takes to be lost
+    assert alarm.data["hosts"] == [EDGE, "host-2"]
+    assert {host.id: host.state for host in await world.store.hosts.find()} == {
+        EDGE: HostState.UNKNOWN, "host-2": HostState.UNKNOWN, "host-3": HostState.UP,
+    }  # fmt: skip
+    for agent in silent:
+        agent.signal(signal.SIGCONT)
+    assert (await is_settled(world, before)).epoch == before.epoch
+
+
 async def test_power_sync_that_stood_still_declares_nobody_lost(world: World, edge: Edge) -> None:
     before = await a_guest_on_the_edge(world)
     power_sync = world.fleet.process("power-sync")
@@ -166,8 +197,8 @@ async def test_power_sync_that_stood_still_declares_nobody_lost(world: World, ed
     assert (await is_settled(world, before)).epoch == before.epoch
 
 
-async def beats(world: World, count: int) -> None:
+async def beats(world: World, count: int, host: str = EDGE) -> None:
     """Wait for so many heartbeats of a host."""
-    async with world.client.subscribed(f"host.{EDGE}.heartbeat") as events, asyncio.timeout(30):
+    async with world.client.subscribed(f"host.{host}.heartbeat") as events, asyncio.timeout(30):
         for _ in range(count):
             await anext(events)

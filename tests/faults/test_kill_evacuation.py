@@ -153,7 +153,7 @@ async def dead_of(world: World, point: str) -> str:
     raise AssertionError
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", [*POINTS, *KEEPERS_POINTS])
 async def test_the_source_may_return_at_any_step_of_the_evacuation(world: World, point: str) -> None:
     before = await a_marked_guest(world)
     world.arm(point, "hang")

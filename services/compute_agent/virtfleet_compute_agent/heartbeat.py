@@ -32,9 +32,10 @@ class Reporter:
         self._held_back: dict[str, PowerState] = {}
         self._told: dict[str, PowerState] = {}
 
-    def settle(self) -> None:
-        """The host is in order: from now on its listings say what is."""
-        self._is_settled = True
+    def settle(self, is_in_order: bool = True) -> None:
+        """While the host is in order, what is seen of its guests is told; what it does to them until then, or to give
+        itself up, is nobody's wish."""
+        self._is_settled = is_in_order
 
     async def beat(self) -> None:
         """Publish a heartbeat. A listing that fails is said to have failed: it proves nothing; nor does one of a host
@@ -86,7 +87,7 @@ class Reporter:
 
     async def _tell(self, event: GuestEvent) -> None:
         """Look at the guest, for the event may be an old one; publish what is news since the last time."""
-        if event.power_state.shown == self._told.get(event.instance_id):
+        if not self._is_settled or event.power_state.shown == self._told.get(event.instance_id):
             return
         sequence = next(self._sequence)
         try:
@@ -99,6 +100,8 @@ class Reporter:
             return  # a guest that is gone is found missing by the listings
         if guest.power_state.shown == self._told.get(event.instance_id):
             return
+        if not self._is_settled:
+            return  # given up while it was looked at
         self._told[event.instance_id] = guest.power_state.shown
         delta = PowerDelta(host=self._host, boot_id=self._boot, sequence=sequence, guest=_report(guest))
         await self._publish("delta", delta)

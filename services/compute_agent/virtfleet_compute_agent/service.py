@@ -81,7 +81,7 @@ class Agent:
     async def _live_once(self, boot: str) -> None:
         base, settings = self._base, self._settings
         reporter = Reporter(self._host, boot, self._hypervisor, base.bus, SystemClock())
-        standing = Standing(self._host, boot, base.store, base.bus, settings, self._returning.power_off)
+        standing = Standing(self._host, boot, base.store, base.bus, settings, partial(self._power_off, reporter))
         async with base.bus.consume(standing.queue(), standing.hear):
             await self._until(partial(self._is_let_in, standing, reporter))
             await self._until(partial(self._registered, boot))
@@ -120,6 +120,11 @@ class Agent:
         await self._until(self._returning.start_guests)
         reporter.settle()
         await self._serve_steps(boot, reporter)
+
+    async def _power_off(self, reporter: Reporter) -> None:
+        """Give the guests up. The record keeps what it wants of them, for whoever runs them next."""
+        reporter.settle(False)
+        await self._returning.power_off()
 
     async def _serve_steps(self, boot: str, reporter: Reporter) -> None:
         base, settings, host = self._base, self._settings, self._host
