@@ -13,10 +13,10 @@ from virtfleet_common.client import FleetClient, FleetEvent
 from virtfleet_common.errors import NotFound
 from virtfleet_common.messages import CreateInstance, DeleteInstance, UnlockInstance
 from virtfleet_common.records import ActionRecord, Host, Instance
+from virtfleet_common.records.volume import Volume
 from virtfleet_common.settings import CommonSettings
 from virtfleet_common.states import VmState
 from virtfleet_common.store import InstanceQuery, Store
-from virtfleet_common.volume_records import Volume
 from virtfleet_local import hosts as machines
 from virtfleet_local.fleet import LocalFleet
 

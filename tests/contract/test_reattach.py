@@ -10,12 +10,12 @@ from virtfleet_common.errors import HypervisorFault, LostOwnership
 from virtfleet_common.executor import StepExecutor, StepRun
 from virtfleet_common.memory_bus import MemoryBus
 from virtfleet_common.records import ActionState, Step
+from virtfleet_common.records.volume import Attachment, Volume
 from virtfleet_common.relay import Relay
 from virtfleet_common.states import TaskState, VmState
 from virtfleet_common.steps import STEPS
 from virtfleet_common.store import Expect
 from virtfleet_common.store.memory import MemoryStore
-from virtfleet_common.volume_records import Attachment, Volume
 from virtfleet_common.volumes import device_of
 from virtfleet_compute_agent.hypervisor import LibvirtHypervisor
 from virtfleet_compute_agent.steps.context import HostContext

@@ -8,12 +8,12 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from virtfleet_common.records.volume import Attachment, Volume
 from virtfleet_common.settings import CommonSettings
 from virtfleet_common.store import Store
 from virtfleet_common.store.memory import MemoryStore
 from virtfleet_common.store.memory.volumes import MemoryVolumes
 from virtfleet_common.store.volumes import Volumes
-from virtfleet_common.volume_records import Attachment, Volume
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 RBD = {"type": "rbd", "pool": "vms", "image": "a", "hosts": [{"name": "mon1", "port": 6789}]}

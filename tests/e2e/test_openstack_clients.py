@@ -18,10 +18,10 @@ import openstack
 import pytest
 import uvicorn
 from virtfleet_common.records import ActionEvent, Flavor, Instance, Resources
+from virtfleet_common.records.volume import Attachment, BlockSource, Volume
 from virtfleet_common.settings import ApiSettings
 from virtfleet_common.states import TaskState, VmState
 from virtfleet_common.store import Store
-from virtfleet_common.volume_records import Attachment, BlockSource, Volume
 from virtfleet_common.volumes import device_of
 
 from tests.contract.http_facade.api import Api

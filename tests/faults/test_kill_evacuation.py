@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from virtfleet_common.messages import AttachVolume
 from virtfleet_common.records import Instance
+from virtfleet_common.records.volume import FileSource, Volume
 from virtfleet_common.states import HostState, PowerState, VmState
 from virtfleet_common.store import MigrationQuery
-from virtfleet_common.volume_records import FileSource, Volume
 from virtfleet_local.fleet import LocalFleet
 
 from tests.conftest import brittle

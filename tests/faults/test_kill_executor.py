@@ -14,8 +14,8 @@ from virtfleet_common.messages import (
     StartInstance,
     StopInstance,
 )
+from virtfleet_common.records.volume import FileSource, Volume
 from virtfleet_common.states import PowerState, VmState
-from virtfleet_common.volume_records import FileSource, Volume
 
 from tests.witness import everything_is_delivered
 from tests.world import World

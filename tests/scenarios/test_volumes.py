@@ -19,8 +19,8 @@ from virtfleet_common.messages import (
     StopInstance,
 )
 from virtfleet_common.records import ActionRecord, Instance
+from virtfleet_common.records.volume import FileSource, Volume
 from virtfleet_common.states import PowerState, VmState
-from virtfleet_common.volume_records import FileSource, Volume
 
 from tests.witness import Chronicle, ended_once, everything_is_delivered, record_is_true
 from tests.world import World, polling

@@ -8,9 +8,9 @@ from pydantic import ValidationError
 from virtfleet_common import moves, volumes
 from virtfleet_common.events import lifecycle
 from virtfleet_common.records import ActionState, Instance, Move
+from virtfleet_common.records.volume import Volume
 from virtfleet_common.states import VmState
 from virtfleet_common.steps import make_step
-from virtfleet_common.volume_records import Volume
 
 from tests.unit.records import NOW, an_instance
 

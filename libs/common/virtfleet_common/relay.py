@@ -17,8 +17,8 @@ from virtfleet_common.errors import Faulty
 from virtfleet_common.failpoints import reach
 from virtfleet_common.messages import DoCleanups, PerformStep
 from virtfleet_common.records import Cleanup, Instance
+from virtfleet_common.records.volume import Attachment
 from virtfleet_common.store import Delivered, Store
-from virtfleet_common.volume_records import Attachment
 
 log = structlog.get_logger()
 

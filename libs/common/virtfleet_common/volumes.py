@@ -13,7 +13,7 @@ from typing import Any
 from virtfleet_common import effects
 from virtfleet_common.effects import Effect
 from virtfleet_common.records import Instance
-from virtfleet_common.volume_records import Attachment, Volume
+from virtfleet_common.records.volume import Attachment, Volume
 
 Device = Mapping[str, Any]
 """A block device of an instance: `id` and `attachment_id` of its volume, `target`, `is_readonly`, and the fields of the

@@ -13,8 +13,8 @@ from uuid import uuid4, uuid5
 from virtfleet_common import moves, volumes
 from virtfleet_common.errors import BadRequest, Conflict, NotFound, Refused
 from virtfleet_common.records import ActionState, Instance
+from virtfleet_common.records.volume import Attachment, Volume
 from virtfleet_common.store import Expect, Mismatch, Store
-from virtfleet_common.volume_records import Attachment, Volume
 
 from virtfleet_api.begin import NAMESPACE
 

@@ -1,7 +1,7 @@
 """Volumes in the shape of the Block Storage API v3: clients look them up, and admins register what storage has.
 
 `POST /v3/{project_id}/volumes` differs from Cinder in one thing: no storage is made. The admin says in
-`virtfleet:source` where the data lies (`virtfleet_common.volume_records`), and in the path for which project;
+`virtfleet:source` where the data lies (`virtfleet_common.records.volume`), and in the path for which project;
 `virtfleet:readonly` keeps guests from writing. Deleting a volume forgets it, and leaves the data alone.
 """
 
@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 from pydantic import AfterValidator, Field
 from starlette.responses import Response
 from virtfleet_common.errors import BadRequest, Conflict, NotFound
-from virtfleet_common.volume_records import AnySource, Volume
+from virtfleet_common.records.volume import AnySource, Volume
 
 from virtfleet_api import attach
 from virtfleet_api.answers import answer, empty

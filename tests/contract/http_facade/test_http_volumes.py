@@ -7,10 +7,10 @@ from uuid import uuid4
 
 import pytest
 from virtfleet_common.records import Instance
+from virtfleet_common.records.volume import Attachment, Volume
 from virtfleet_common.relay import Relay
 from virtfleet_common.states import TaskState, VmState
 from virtfleet_common.store import Expect
-from virtfleet_common.volume_records import Attachment, Volume
 from virtfleet_common.volumes import device_of
 
 from .api import Api, Deaf, error_of

@@ -13,8 +13,8 @@ from motor.motor_asyncio import AsyncIOMotorDatabase
 from pymongo import ASCENDING, DESCENDING, IndexModel
 from pymongo.errors import DuplicateKeyError
 
+from virtfleet_common.records.volume import Attachment, Volume
 from virtfleet_common.store.guard import guarded
-from virtfleet_common.volume_records import Attachment, Volume
 
 INDEXES = [
     IndexModel([("project_id", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)]),

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from virtfleet_common.records.volume import Attachment, Volume
 from virtfleet_common.store.memory.documents import round_trip, stored, updated
 from virtfleet_common.store.volumes import SETTLED, Volumes
-from virtfleet_common.volume_records import Attachment, Volume
 
 
 class MemoryVolumes(Volumes):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from virtfleet_common.records import Record
+from virtfleet_common.records.base import Record
 
 HostName = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[\w.:-]+$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
