@@ -39,14 +39,16 @@ class Returning:
         self._cleaner = cleaner
         self._settings = settings
         self._power = PowerLog(settings.state_dir, settings.machine_boot_file)
+        self._one_at_a_time = asyncio.Lock()
 
     async def sort_out(self) -> None:
         """Stop every guest that this host must not run, and do what it owes. Raises Faulty when it cannot be told."""
-        guests = {guest.instance_id: guest for guest in await self._hypervisor.list_guests() if guest.is_ours}
-        records = {instance.id: instance for instance in await self._store.instances.find_ids(guests)}
-        for id_, guest in guests.items():
-            await self._do(deed(self._host, records.get(id_), guest), guest)
-        await self._cleaner.clean_all()
+        async with self._one_at_a_time:
+            guests = {guest.instance_id: guest for guest in await self._hypervisor.list_guests() if guest.is_ours}
+            records = {instance.id: instance for instance in await self._store.instances.find_ids(guests)}
+            for id_, guest in guests.items():
+                await self._do(deed(self._host, records.get(id_), guest), guest)
+            await self._cleaner.clean_all()
 
     async def why_kept_out(self) -> str | None:
         """What keeps this host outside: an admin, or an evacuation that is not decided yet; None: nothing."""
@@ -106,6 +108,9 @@ class Returning:
     async def _do(self, what: Deed, guest: Guest) -> None:
         match what:
             case Deed.STOP | Deed.FORGET:
+                seen = await self._hypervisor.observe(guest.instance_id)
+                if seen is None or seen.epoch != guest.epoch:
+                    return  # it went, or came here anew, since it was listed
                 await self._hypervisor.destroy(guest.instance_id)
                 if what is Deed.FORGET:
                     await self._hypervisor.undefine(guest.instance_id)

@@ -96,7 +96,7 @@ class Standing:
                 known = await self._store.hosts.get_brief(self._host)
         except (StoreUnavailable, TimeoutError):
             return
-        if known is None or known.boot_id != self._boot:
+        if known is None or known.boot_id != self._boot or known.state is HostState.DOWN:
             raise HostLost(f"the registration of {self._host} is void: it was declared lost")
         if known.state is HostState.UP:
             self._seen_at = max(self._seen_at, asked_at)
