@@ -73,6 +73,15 @@ async def a_guest_on_the_edge(world: World) -> Instance:
     return instance
 
 
+async def isolate(world: World, edge: Edge, guest: Instance) -> None:
+    """Cut both wires, and wait until the host has powered off its guest."""
+    edge.to_broker.cut()
+    edge.to_database.cut()
+    async for _ in polling("the isolated host to power off its guest"):
+        if EDGE not in world.places(guest.id):
+            return
+
+
 async def is_settled(world: World, before: Instance) -> Instance:
     """The guest runs exactly once, where its record says, and no host holds anything else of it."""
     await all_are_up(world)
@@ -90,11 +99,7 @@ async def is_settled(world: World, before: Instance) -> Instance:
 
 async def test_a_host_that_is_cut_off_stops_its_guests_before_they_run_elsewhere(world: World, edge: Edge) -> None:
     before = await a_guest_on_the_edge(world)
-    edge.to_broker.cut()
-    edge.to_database.cut()
-    async for _ in polling("the isolated host to power off its guest"):
-        if EDGE not in world.places(before.id):
-            break
+    await isolate(world, edge, before)
     assert (await world.host(EDGE)).state is not HostState.DOWN, "it was declared lost while its guest still ran"
     moved = await lives_elsewhere(world, before)
     assert EDGE not in world.places(before.id)
@@ -119,11 +124,7 @@ async def test_a_host_that_is_cut_off_for_a_moment_starts_again_what_it_had_stop
     await world.store.hosts.set_fields("host-2", {"is_enabled": False})
     await world.store.hosts.set_fields("host-3", {"is_enabled": False})
     before = await a_guest_on_the_edge(world)
-    edge.to_broker.cut()
-    edge.to_database.cut()
-    async for _ in polling("the isolated host to power off its guest"):
-        if EDGE not in world.places(before.id):
-            break
+    await isolate(world, edge, before)
     edge.to_broker.mend()
     edge.to_database.mend()
     await is_settled(world, before)

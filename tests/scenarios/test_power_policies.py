@@ -6,11 +6,11 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from virtfleet_common.beginning import SYSTEM
 from virtfleet_common.client import FleetEvent
 from virtfleet_common.messages import CreateInstance, StopInstance
 from virtfleet_common.states import PowerState, TaskState, VmState
 from virtfleet_common.store import Expect
-from virtfleet_power_sync.policies import SYSTEM
 
 from tests.spoken import Spoken
 from tests.witness import Chronicle, ended_once

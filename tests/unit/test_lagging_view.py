@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 from structlog.testing import capture_logs
+from virtfleet_common.beginning import SYSTEM
 from virtfleet_common.bus import EVENTS, Delivery, Outgoing, QueueSpec
 from virtfleet_common.clock import SystemClock
 from virtfleet_common.memory_bus import MemoryBus
@@ -23,7 +24,6 @@ from virtfleet_common.store.instance_feed import InstanceNews
 from virtfleet_common.store.memory import MemoryStore
 from virtfleet_power_sync.adopt import Adopter
 from virtfleet_power_sync.liveness import SeenHosts
-from virtfleet_power_sync.policies import SYSTEM
 from virtfleet_power_sync.service import REPORTS
 from virtfleet_power_sync.strangers import Strangers
 from virtfleet_power_sync.sync import PowerSync

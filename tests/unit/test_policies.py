@@ -3,9 +3,10 @@
 from datetime import timedelta
 
 import pytest
+from virtfleet_common.beginning import SYSTEM
 from virtfleet_common.records import ActionRecord
 from virtfleet_common.settings import PowerSyncSettings
-from virtfleet_power_sync.policies import SYSTEM, Policies, action_id, due_at
+from virtfleet_power_sync.policies import Policies, action_id, due_at
 
 from tests.unit.records import NOW, an_instance
 

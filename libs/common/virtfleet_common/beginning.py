@@ -13,6 +13,8 @@ from virtfleet_common.records import ActionState, Fault, Instance
 from virtfleet_common.steps import STEPS, make_step
 from virtfleet_common.store.expect import Expect
 
+SYSTEM = "system/power_sync"
+"""The user of actions that nobody asked for."""
 _REMEMBERED = 16
 """Actions that an instance remembers to have accepted; the answers to older commands are kept in `replies`."""
 

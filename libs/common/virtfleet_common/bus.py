@@ -13,13 +13,15 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import uuid4
 
+import structlog
 from cloudevents.core.bindings.rabbitmq import RabbitMQMessage, from_binary_event, to_binary_event
 from cloudevents.core.exceptions import BaseCloudEventException
 from cloudevents.core.v1.event import CloudEvent
 from pydantic import BaseModel, ValidationError
 
-from virtfleet_common.errors import BadMessage
+from virtfleet_common.errors import BadMessage, Faulty
 
+log = structlog.get_logger()
 COMMANDS = "virtfleet.commands"
 EVENTS = "virtfleet.events"
 DEAD_LETTERS = "virtfleet.dead-letters"
@@ -176,6 +178,16 @@ class Bus(Protocol):
     def is_connected(self) -> bool:
         """Whether every consumer has its channel."""
         ...
+
+
+async def try_publish(bus: Bus, message: Outgoing) -> bool:
+    """Publish; False, and a warning in the log, if the broker did not take it."""
+    try:
+        await bus.publish(message)
+    except Faulty as error:
+        log.warning("publish.failed", key=message.key, error=error.message)
+        return False
+    return True
 
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0

@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from virtfleet_common.bus import COMMANDS, EVENTS, Bus, Outgoing
+from virtfleet_common.bus import COMMANDS, EVENTS, Bus, Outgoing, try_publish
 from virtfleet_common.effects import Effect
 from virtfleet_common.errors import Faulty
 from virtfleet_common.failpoints import reach
@@ -102,7 +102,7 @@ class Relay:
             COMMANDS, step.target, f"virtfleet.step.{step.name}", wake_up, self._source,
             subject=instance.id, trace_id=action.trace_id, mandatory=True,
         )  # fmt: skip
-        is_sent = await self._published(message)
+        is_sent = await try_publish(self._bus, message)
         reach(f"{self._points}.after_send")
         return is_sent
 
@@ -113,7 +113,7 @@ class Relay:
         try:
             match effect["kind"]:
                 case "event":
-                    return await self._published(self._as_event(written.id, effect))
+                    return await try_publish(self._bus, self._as_event(written.id, effect))
                 case "record":
                     await self._store.actions.put(effect["action_id"], effect["fields"])
                 case "release":
@@ -155,7 +155,7 @@ class Relay:
         wake_up = Outgoing(
             COMMANDS, f"cleanup.{cleanup.host}", "virtfleet.cleanup", DoCleanups(host=cleanup.host), self._source
         )
-        await self._published(wake_up)
+        await try_publish(self._bus, wake_up)
 
     def _as_event(self, instance_id: str, effect: Mapping[str, Any]) -> Outgoing:
         key: str = effect["key"]
@@ -163,14 +163,6 @@ class Relay:
             EVENTS, key, "virtfleet." + key.removesuffix(f".{instance_id}"), effect["data"], self._source,
             id=effect["id"], subject=instance_id, trace_id=effect["trace_id"],
         )  # fmt: skip
-
-    async def _published(self, message: Outgoing) -> bool:
-        try:
-            await self._bus.publish(message)
-        except Faulty as error:
-            log.warning("publish.failed", key=message.key, error=error.message)
-            return False
-        return True
 
 
 def _grouped(effects: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], list[str]]]:

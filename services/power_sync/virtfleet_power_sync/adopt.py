@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 from virtfleet_common.actions import ACTIONS
-from virtfleet_common.beginning import begin, begun
+from virtfleet_common.beginning import SYSTEM, begin, begun
 from virtfleet_common.effects import Effect
 from virtfleet_common.events import power_changed
 from virtfleet_common.messages import Heartbeat, PowerDelta
@@ -23,7 +23,7 @@ from virtfleet_common.states import PowerState
 from virtfleet_common.store import Expect, Mismatch, Store
 from virtfleet_common.store.instance_feed import Recorded
 
-from virtfleet_power_sync.policies import SYSTEM, Policies, action_id, due_at
+from virtfleet_power_sync.policies import Policies, action_id, due_at
 from virtfleet_power_sync.reconcile import Difference, differs, is_newer
 
 log = structlog.get_logger()

@@ -12,7 +12,7 @@ from uuid import uuid4
 import structlog
 from virtfleet_common import moves
 from virtfleet_common.actions import ACTIONS
-from virtfleet_common.beginning import begin, begun
+from virtfleet_common.beginning import SYSTEM, begin, begun
 from virtfleet_common.ports import Clock
 from virtfleet_common.records import EVACUATION, Host, Instance
 from virtfleet_common.relay import Relay
@@ -23,8 +23,6 @@ from virtfleet_common.store import Mismatch, Store
 from virtfleet_power_sync.limits import within_limit
 
 log = structlog.get_logger()
-USER = "virtfleet"
-"""The user of actions that nobody asked for."""
 
 
 class Evacuator:
@@ -61,7 +59,7 @@ class Evacuator:
         self._not_before[instance.id] = now + timedelta(seconds=self._settings.evacuation_retry)
         if instance.host is None or await self._store.hosts.get_state(instance.host) is not HostState.DOWN:
             return
-        spec, by = ACTIONS["evacuate"], (USER, instance.project_id)
+        spec, by = ACTIONS["evacuate"], (SYSTEM, instance.project_id)
         action = begin(spec, instance, f"req-{uuid4()}", by=by, at=now, timeout=self._settings.action_timeout)
         turn = moves.begun(instance, action, EVACUATION)
         try:

@@ -6,8 +6,7 @@ from datetime import datetime
 from typing import Any
 
 import structlog
-from virtfleet_common.bus import EVENTS, Bus, Outgoing
-from virtfleet_common.errors import Faulty
+from virtfleet_common.bus import EVENTS, Bus, Outgoing, try_publish
 from virtfleet_common.messages import Event, Heartbeat, HostChanged, MassLoss
 from virtfleet_common.ports import Clock
 from virtfleet_common.records import Host
@@ -136,7 +135,4 @@ class Liveness:
         self._is_alarmed = judgement.is_suspect
 
     async def _publish(self, key: str, type_: str, data: Event) -> None:
-        try:
-            await self._bus.publish(Outgoing(EVENTS, key, type_, data, "virtfleet/power-sync"))
-        except Faulty as error:
-            log.warning("publish.failed", key=key, error=error.message)
+        await try_publish(self._bus, Outgoing(EVENTS, key, type_, data, "virtfleet/power-sync"))

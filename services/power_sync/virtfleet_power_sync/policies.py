@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID, uuid5
 
+from virtfleet_common.beginning import SYSTEM
 from virtfleet_common.records import ActionRecord, Instance
 from virtfleet_common.settings import PowerSyncSettings
 from virtfleet_common.states import VmState
 
-SYSTEM = "system/power_sync"
-"""The user in whose name remedies are begun."""
 _NAMESPACE = UUID("0d3f6f0e-3f0b-4d6c-9a53-8c1c7a1f5b7e")
 POLICIES: Mapping[str, tuple[str, str]] = {
     "on_guest_poweroff": ("stop", "restart"),

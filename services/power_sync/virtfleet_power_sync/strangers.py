@@ -11,8 +11,7 @@ from uuid import UUID, uuid5
 
 import structlog
 from virtfleet_common import telemetry
-from virtfleet_common.bus import COMMANDS, EVENTS, Bus, Outgoing
-from virtfleet_common.errors import Faulty
+from virtfleet_common.bus import COMMANDS, EVENTS, Bus, Outgoing, try_publish
 from virtfleet_common.messages import DoCleanups, GuestReport, Heartbeat, OrphanFound, PowerDelta
 from virtfleet_common.records import Instance
 from virtfleet_common.states import VmState
@@ -47,7 +46,7 @@ class Strangers:
         """Tell of a guest, by the record of its id; what could not be told is told with the next report."""
         kind, id_, on_host = _kind(instance), guest.instance_id, self._on(report)
         if kind != _ORPHAN:
-            await self._is_asked(report.host)
+            await self._ask(report.host)
         if on_host.kinds.get(id_) == kind:
             return
         if kind == _ORPHAN and id_ not in on_host.told:
@@ -80,26 +79,16 @@ class Strangers:
         """The event's id is made of what it tells, so that the copy of another replica can be told."""
         id_ = uuid5(_NAMESPACE, f"{report.host} {report.boot_id} {guest.instance_id}").hex
         found = OrphanFound(host=report.host, boot_id=report.boot_id, guest=guest)
-        return await self._sent(
-            Outgoing(
-                EVENTS, f"host.{report.host}.{_ORPHAN}", f"virtfleet.host.{_ORPHAN}", found, _SOURCE,
-                id=id_, subject=guest.instance_id,
-            )
+        message = Outgoing(
+            EVENTS, f"host.{report.host}.{_ORPHAN}", f"virtfleet.host.{_ORPHAN}", found, _SOURCE,
+            id=id_, subject=guest.instance_id,
         )  # fmt: skip
+        return await try_publish(self._bus, message)
 
-    async def _is_asked(self, host: str) -> bool:
+    async def _ask(self, host: str) -> None:
         """Have the host stop what must not run there, and clean up what it owes."""
-        return await self._sent(
-            Outgoing(COMMANDS, f"cleanup.{host}", "virtfleet.cleanup", DoCleanups(host=host), _SOURCE)
-        )
-
-    async def _sent(self, message: Outgoing) -> bool:
-        try:
-            await self._bus.publish(message)
-        except Faulty as error:
-            log.warning("publish.failed", key=message.key, error=error.message)
-            return False
-        return True
+        wake_up = Outgoing(COMMANDS, f"cleanup.{host}", "virtfleet.cleanup", DoCleanups(host=host), _SOURCE)
+        await try_publish(self._bus, wake_up)
 
     def _measure(self) -> None:
         kinds = (kind for on_host in self._hosts.values() for kind in on_host.kinds.values())

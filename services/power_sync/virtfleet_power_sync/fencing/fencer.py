@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
-from virtfleet_common.bus import EVENTS, Bus, Outgoing
+from virtfleet_common.bus import EVENTS, Bus, Outgoing, try_publish
 from virtfleet_common.errors import Faulty, FenceFault
 from virtfleet_common.messages import Event, FenceFailed, HostFenced
 from virtfleet_common.ports import Clock, Fence
@@ -162,11 +162,8 @@ class Fencer:
             )
 
     async def _publish(self, host: Host, word: str, data: Event) -> None:
-        key = f"host.{host.id}.{word}"
-        try:
-            await self._bus.publish(Outgoing(EVENTS, key, f"virtfleet.host.{word}", data, "virtfleet/power-sync"))
-        except Faulty as error:
-            log.warning("publish.failed", key=key, error=error.message)
+        message = Outgoing(EVENTS, f"host.{host.id}.{word}", f"virtfleet.host.{word}", data, "virtfleet/power-sync")
+        await try_publish(self._bus, message)
 
 
 def is_due(host: Host, now: datetime) -> bool:
