@@ -49,13 +49,16 @@ _console = Console()
 def up(
     hosts: Annotated[int, typer.Option(min=1, max=200, help="How many hosts.")] = 3,
     hypervisor: Annotated[HypervisorKind, typer.Option(help="Real QEMU guests, or libvirt's simulated ones.")] = "qemu",
+    shared_storage: Annotated[
+        bool, typer.Option("--shared-storage", help="All hosts keep their guests' disks in one folder.")
+    ] = False,
     detach: Annotated[
         bool, typer.Option("--detach", help="Give the prompt back; stop it with `virtfleet down`.")
     ] = False,
     data: Data = _DATA,
 ) -> None:
     """Start a fleet; without --detach, stay, and stop it on Ctrl-C."""
-    fleet = LocalFleet(data, hosts=hosts, hypervisor=hypervisor)
+    fleet = LocalFleet(data, hosts=hosts, hypervisor=hypervisor, shared_storage=shared_storage)
     if fleet.is_up():
         running = fleet.file
         _say(f"The fleet is already up: {len(running.hosts)} {running.hypervisor} hosts, API at {running.api_url}")
