@@ -33,6 +33,8 @@ SCHEDULERS_POINTS = ["before_claim", "after_claim", "middle", "before_finish"]
 SHELTERS_POINTS = ["before_claim", "after_claim", "middle", "switched", "spawning", "before_finish"]
 POINTS = [f"select_shelter.{point}" for point in SCHEDULERS_POINTS] + [f"shelter.{point}" for point in SHELTERS_POINTS]
 
+KEEPERS_POINTS = [f"power-sync.{point}" for point in ("after_commit", "after_send", "before_mark")]
+
 
 @pytest.fixture(scope="module")
 def harbour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
@@ -127,7 +129,7 @@ async def test_a_guest_of_a_host_that_dies_runs_elsewhere_with_its_data(world: W
     assert await statuses(world, before.id) == ["completed"]
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", [*POINTS, *KEEPERS_POINTS])
 async def test_an_evacuation_ends_although_its_executor_died(world: World, point: str) -> None:
     before = await a_marked_guest(world)
     world.arm(point)
@@ -141,7 +143,8 @@ async def test_an_evacuation_ends_although_its_executor_died(world: World, point
 
 async def dead_of(world: World, point: str) -> str:
     """Wait until a failure was met, and say who died of it."""
-    names = {"scheduler"} if point.startswith("select") else set(world.fleet.file.hosts)
+    single = {"select_shelter": "scheduler", "power-sync": "power-sync"}.get(point.partition(".")[0])
+    names = {single} if single else set(world.fleet.file.hosts)
     running = {name for name in names if world.fleet.process(name).is_running()}
     async for _ in polling(f"somebody to die at {point}"):
         died = [name for name in running if not world.fleet.process(name).is_running()]

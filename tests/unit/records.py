@@ -28,5 +28,5 @@ def an_instance(vm_state: VmState = VmState.ACTIVE, power: PowerState = PowerSta
 def a_host(name: str = "host-1", **more: Any) -> Host:
     """A host that is up and empty."""
     room = Resources(vcpus=16, ram_mb=16384, disk_gb=100)
-    known = {"boot_id": "boot", "last_seen": NOW, "limits": room, "free": room}
-    return Host(id=name, uuid=f"uuid-{name}", **{**known, **more})
+    known = {"uuid": f"uuid-{name}", "boot_id": "boot", "last_seen": NOW, "limits": room, "free": room}
+    return Host(id=name, **{**known, **more})

@@ -36,6 +36,8 @@ class Case:
     notes: dict[str, Any] | None = None
     up: tuple[str, ...] = ("host-1", "host-3")
     case: str = ""
+    claimed_by: str | None = None
+    args: dict[str, Any] | None = None
 
     def __str__(self) -> str:
         return f"{self.step} {self.case}".strip()
@@ -45,6 +47,7 @@ HERE: dict[str, Any] = {"host": LOST, "claim": "c-2", "epoch": 3}
 BUILDING: dict[str, Any] = {**HERE, "vm_state": VmState.BUILDING}
 KEPT: dict[str, Any] = {"task_state": None}
 MOVE_GONE: dict[str, Any] = {**KEPT, "move": None, "new_flavor": None}
+VOLUME = {"id": "v", "attachment_id": "a", "target": "vdb", "type": "file", "path": "/v", "is_readonly": False}
 NO_MORE = {"notes": {"excluded": ["a", "b"]}, "case": "for the last time"}
 CASES = [
     Case("create", BUILDING, "select", "scheduler", {"host": None, "claim": None}, owes=True),
@@ -62,6 +65,12 @@ CASES = [
     Case("unpause", HERE, None, None, KEPT),
     Case("suspend", HERE, None, None, KEPT),
     Case("resume", HERE, None, None, KEPT),
+    Case("attach_volume", HERE, None, None, {**KEPT, "block_devices": "unset"}, args={"device": VOLUME}),
+    Case(
+        "attach_volume", HERE, None, None, {**KEPT, "block_devices": [{**VOLUME, "attached_at": NOW.isoformat()}]},
+        claimed_by="boot", args={"device": VOLUME}, case="which had begun: the guest may have the volume",
+    ),
+    Case("detach_volume", HERE, None, None, {**KEPT, "block_devices": "unset"}, args={"device": VOLUME}),
     Case("prepare", {"move": RESIZE}, "select_destination", "scheduler", {"move.destination": None}),
     Case("prepare", {"move": RESIZE}, None, None, MOVE_GONE, owes=True, **NO_MORE),
     Case("move", {**HERE, "move": GOING}, None, None, MOVE_GONE),
@@ -84,7 +93,8 @@ CASES = [
 
 def at_work(case: Case) -> tuple[Instance, ActionState]:
     action = ActionState(
-        id="req-1", name="something", trace_id="0" * 32, user_id="u", project_id="p", step=make_step(case.step, LOST),
+        id="req-1", name="something", trace_id="0" * 32, user_id="u", project_id="p",
+        step=make_step(case.step, LOST, args=case.args), claimed_by=case.claimed_by,
         started_at=NOW, expires_at=NOW + timedelta(hours=1), original_vm_state=VmState.ACTIVE, progressed_at=NOW,
         notes=case.notes or {},
     )  # fmt: skip

@@ -172,7 +172,7 @@ def sheltered(instance: Instance, move: Move, at: datetime) -> Turn:
     """The evacuated guest lives on its destination. The place on its source is given back at once; what is left there
     goes when the source returns, and then the migration is completed."""
     told = [status(move, "done", at), *_given_back(instance, move.source_claim)]
-    return Turn({"move": None}, [*told, left(instance, move.source, at, move=move)])
+    return Turn({"move": None}, [*told, left(instance, move.source, at, move=move, is_completing=True)])
 
 
 def deleted(instance: Instance, at: datetime, *, is_cleaned: bool) -> Turn:
@@ -196,6 +196,7 @@ def left(
     move: Move | None = None,
     claim: str | None = None,
     is_shared: bool | None = None,
+    is_completing: bool = False,
 ) -> Effect:
     """What a host has to clean up, now or when it is back."""
     cleanup = Cleanup(
@@ -204,6 +205,7 @@ def left(
         instance_id=instance.id,
         claim=claim,
         is_shared=move.is_shared if move and is_shared is None else is_shared,
+        is_completing=is_completing,
         migration_id=move.id if move else None,
         created_at=at,
     )

@@ -360,13 +360,14 @@ class Migration(Record):
 class Cleanup(Record):
     """Work that a host owes: what a move left there has to go, whenever the host is there to do it. Then `claim`, which
     holds the place of what was left, is given back. `is_shared`: the disk is another host's too, and stays (None: the
-    host has to look)."""
+    host has to look). `is_completing`: the migration is completed when this is done."""
 
     id: str = Field(alias="_id")
     host: str
     instance_id: str
     claim: str | None = None
     is_shared: bool | None = None
+    is_completing: bool = False
     migration_id: str | None = None
     created_at: datetime
 
@@ -438,6 +439,16 @@ class ActionRecord(Record):
     message: str | None = None
     explanation: Mapping[str, Any] | None = None
     events: Mapping[str, ActionEvent] = {}
+
+
+FLEET = "fleet"
+
+
+class Fleet(Record):
+    """The fleet that a database belongs to: its one document, `_id` FLEET. A host belongs to one fleet for good."""
+
+    id: str = Field(alias="_id")
+    uuid: str
 
 
 class Token(Record):

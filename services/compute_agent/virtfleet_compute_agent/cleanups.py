@@ -12,7 +12,7 @@ from virtfleet_common.errors import Faulty
 from virtfleet_common.failpoints import reach
 from virtfleet_common.moves import RANKS
 from virtfleet_common.ports import Hypervisor
-from virtfleet_common.records import EVACUATION, Cleanup, Instance
+from virtfleet_common.records import Cleanup, Instance
 from virtfleet_common.states import VmState
 from virtfleet_common.store import Store
 
@@ -69,10 +69,9 @@ class Cleaner:
 
     async def _complete(self, owed: Cleanup) -> None:
         """An evacuation is completed when the host that was lost is clean again."""
-        migration = await self._store.migrations.get(owed.migration_id) if owed.migration_id else None
-        if migration is not None and (migration.type, migration.source) == (EVACUATION, self._host):
+        if owed.is_completing and owed.migration_id is not None:
             fields = {"status": "completed", "updated_at": datetime.now(UTC)}
-            await self._store.migrations.put(migration.id, fields, RANKS["completed"])
+            await self._store.migrations.put(owed.migration_id, fields, RANKS["completed"])
 
     async def _remove(self, owed: Cleanup) -> None:
         hypervisor, id_ = self._hypervisor, owed.instance_id

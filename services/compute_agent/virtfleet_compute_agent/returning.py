@@ -10,13 +10,14 @@ whoever read an instance before loses the compare-and-set.
 
 import asyncio
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
 from virtfleet_common.errors import Faulty
 from virtfleet_common.failpoints import reach
 from virtfleet_common.ports import Guest, Hypervisor
-from virtfleet_common.records import Instance
+from virtfleet_common.records import Host, Instance
 from virtfleet_common.settings import AgentSettings
 from virtfleet_common.store import Store
 
@@ -52,6 +53,8 @@ class Returning:
         known = await self._store.hosts.get_brief(self._host)
         if known is not None and known.is_forced_down:
             return "it is forced down"
+        if known is not None and _is_being_fenced(known):
+            return "it is being fenced"
         evacuating = await self._store.instances.find_evacuating(self._host)
         return f"{len(evacuating)} of its guests are being evacuated" if evacuating else None
 
@@ -109,6 +112,11 @@ class Returning:
                 log.warning("guest.stale", instance_id=guest.instance_id, epoch=guest.epoch, done=what)
             case Deed.REPORT:
                 log.warning("guest.unknown", instance_id=guest.instance_id, power_state=guest.power_state)
+
+
+def _is_being_fenced(host: Host) -> bool:
+    """Whether somebody is switching this host off: what it started now would not live."""
+    return host.fencing is not None and host.fencing.by is not None and host.fencing.until > datetime.now(UTC)
 
 
 class PowerLog:

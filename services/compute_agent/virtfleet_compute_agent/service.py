@@ -7,16 +7,18 @@ from contextlib import AsyncExitStack
 from functools import partial
 from uuid import uuid4
 
+import stamina
 import structlog
 from virtfleet_common.bus import COMMANDS, Delivery, QueueSpec
 from virtfleet_common.clock import SystemClock
-from virtfleet_common.errors import Faulty
+from virtfleet_common.errors import Faulty, HypervisorFault, StoreUnavailable
 from virtfleet_common.executor import StepExecutor
 from virtfleet_common.messages import DoCleanups
-from virtfleet_common.ports import HypervisorFacts
+from virtfleet_common.ports import Hypervisor, HypervisorFacts
 from virtfleet_common.records import Resources
 from virtfleet_common.service import Backbone, backbone, repeat, run, until_stopped
 from virtfleet_common.settings import AgentSettings
+from virtfleet_common.store import Store
 
 from virtfleet_compute_agent import cleanups, console, identity, steps
 from virtfleet_compute_agent.heartbeat import Reporter
@@ -34,13 +36,20 @@ async def serve(settings: AgentSettings) -> None:
     """Own the host until stopped."""
     host = settings.host or socket.gethostname()
     with identity.only_agent(settings.state_dir):
-        uuid = identity.load(settings.state_dir, host)
         async with backbone(f"compute.{host}", settings) as base, AsyncExitStack() as stack:
-            identity.check(await base.store.hosts.get_brief(host), uuid)
             hypervisor = LibvirtHypervisor(settings)
             await hypervisor.open()
             stack.push_async_callback(hypervisor.close)
+            uuid = await _identified(base.store, settings, host, hypervisor)
             await until_stopped(Agent(base, settings, host, uuid, hypervisor).live())
+
+
+@stamina.retry(on=(HypervisorFault, StoreUnavailable), attempts=None, timeout=None, wait_max=5.0)
+async def _identified(store: Store, settings: AgentSettings, host: str, hypervisor: Hypervisor) -> str:
+    """The host's uuid. Raises WrongIdentity; nothing was touched then."""
+    has_guests = any(guest.is_ours for guest in await hypervisor.list_guests())
+    fleet, recorded = await identity.fleet_id(store), await store.hosts.get_brief(host)
+    return identity.established(settings.state_dir, host, fleet, recorded, has_guests=has_guests)
 
 
 class Agent:

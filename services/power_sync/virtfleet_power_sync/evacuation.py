@@ -52,8 +52,8 @@ class Evacuator:
     async def _due(self, hosts: Sequence[str], now: datetime) -> list[Instance]:
         self._not_before = {id_: at for id_, at in self._not_before.items() if at > now}
         is_wanted = self._settings.auto_evacuate == "all"
-        found = await self._store.instances.find_evacuable(hosts, is_wanted=is_wanted)
-        return sorted((one for one in found if one.id not in self._not_before), key=_urgency)
+        found = await self._store.instances.find_evacuable(hosts, is_wanted=is_wanted, besides=self._not_before)
+        return sorted(found, key=_urgency)
 
     async def _begin(self, instance: Instance, now: datetime) -> None:
         """As an admin's request: the host is looked at after the instance was read, for one that is back touches its

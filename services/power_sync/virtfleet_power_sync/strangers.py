@@ -1,8 +1,7 @@
-"""Guests on a host that the record does not place there: each is told of once for each boot of the host's agent, and
-none is ever touched.
+"""Guests on a host that the record does not place there: each is told of once for each boot of the host's agent.
 
-An orphan has no record at all. A copy's instance lives on another host, where the record places it: a move or an
-evacuation left the copy, and it is a clean-up's to take. A leftover is what a deleted instance left.
+An orphan has no record at all, and is never touched. A copy's instance lives on another host, where the record places
+it; a leftover is what a deleted instance left: the host is asked to look after these until they are gone.
 """
 
 from collections.abc import Collection
@@ -12,15 +11,16 @@ from uuid import UUID, uuid5
 
 import structlog
 from virtfleet_common import telemetry
-from virtfleet_common.bus import EVENTS, Bus, Outgoing
+from virtfleet_common.bus import COMMANDS, EVENTS, Bus, Outgoing
 from virtfleet_common.errors import Faulty
-from virtfleet_common.messages import GuestReport, Heartbeat, OrphanFound, PowerDelta
+from virtfleet_common.messages import DoCleanups, GuestReport, Heartbeat, OrphanFound, PowerDelta
 from virtfleet_common.records import Instance
 from virtfleet_common.states import VmState
 
 log = structlog.get_logger()
 _NAMESPACE = UUID("5c2b6a52-0f7e-4f0c-8f0a-3f6f2a0f9d11")
 _ORPHAN = "orphan"
+_SOURCE = "virtfleet/power-sync"
 
 
 @dataclass(slots=True)
@@ -40,12 +40,14 @@ class Strangers:
         self._hosts: dict[str, _OnHost] = {}
 
     def knows(self, report: Heartbeat | PowerDelta, guest_id: str) -> bool:
-        """Whether this guest was told of since the agent's boot."""
-        return guest_id in self._on(report).kinds
+        """Whether this guest was told of since the agent's boot, and nothing more is to be done about it."""
+        return self._on(report).kinds.get(guest_id) == _ORPHAN
 
     async def note(self, report: Heartbeat | PowerDelta, guest: GuestReport, instance: Instance | None) -> None:
         """Tell of a guest, by the record of its id; what could not be told is told with the next report."""
         kind, id_, on_host = _kind(instance), guest.instance_id, self._on(report)
+        if kind != _ORPHAN:
+            await self._is_asked(report.host)
         if on_host.kinds.get(id_) == kind:
             return
         if kind == _ORPHAN and id_ not in on_host.told:
@@ -78,10 +80,20 @@ class Strangers:
         """The event's id is made of what it tells, so that the copy of another replica can be told."""
         id_ = uuid5(_NAMESPACE, f"{report.host} {report.boot_id} {guest.instance_id}").hex
         found = OrphanFound(host=report.host, boot_id=report.boot_id, guest=guest)
-        message = Outgoing(
-            EVENTS, f"host.{report.host}.{_ORPHAN}", f"virtfleet.host.{_ORPHAN}", found, "virtfleet/power-sync",
-            id=id_, subject=guest.instance_id,
+        return await self._sent(
+            Outgoing(
+                EVENTS, f"host.{report.host}.{_ORPHAN}", f"virtfleet.host.{_ORPHAN}", found, _SOURCE,
+                id=id_, subject=guest.instance_id,
+            )
         )  # fmt: skip
+
+    async def _is_asked(self, host: str) -> bool:
+        """Have the host stop what must not run there, and clean up what it owes."""
+        return await self._sent(
+            Outgoing(COMMANDS, f"cleanup.{host}", "virtfleet.cleanup", DoCleanups(host=host), _SOURCE)
+        )
+
+    async def _sent(self, message: Outgoing) -> bool:
         try:
             await self._bus.publish(message)
         except Faulty as error:

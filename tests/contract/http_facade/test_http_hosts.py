@@ -1,11 +1,20 @@
 """Hosts as admins lose, attest, take back and remove them; and evacuation, as far as the facade has a say."""
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from virtfleet_common.records import EVACUATION, Cleanup, FenceProof, Host, Instance, Move, Resources
+from virtfleet_api.accept import Acceptor
+from virtfleet_api.intake import Intake, queue
+from virtfleet_common.bus import COMMANDS, Delivery, Outgoing, QueueSpec
+from virtfleet_common.clock import SystemClock
+from virtfleet_common.memory_bus import MemoryBus
+from virtfleet_common.messages import EvacuateInstance
+from virtfleet_common.records import EVACUATION, AmqpUser, Cleanup, FenceProof, Host, Instance, Move, Resources
+from virtfleet_common.relay import Relay
+from virtfleet_common.settings import ApiSettings
 from virtfleet_common.states import HostState, TaskState, VmState
 from virtfleet_common.store import Expect
 from virtfleet_common.store.hosts import as_lost
@@ -327,6 +336,34 @@ async def test_an_evacuation_is_checked_in_novas_order(api: Api) -> None:
     await a_lost_host(api)
     assert (await api.act(guest, {"evacuate": {"host": other}}, who="admin", version="2.29")).status_code == 200
     assert (await refused({}))[0] == 409
+
+
+async def test_a_program_evacuates_if_it_speaks_for_an_admin(api: Api) -> None:
+    guest = await api.instance()
+    await a_lost_host(api)
+    bus, clock, settings = MemoryBus(), SystemClock(), ApiSettings()
+    acceptor = Acceptor(api.store, Relay(api.store, bus, "virtfleet/api"), clock, settings)
+    answers: asyncio.Queue[str] = asyncio.Queue()
+
+    async def hear(delivery: Delivery) -> None:
+        answers.put_nowait(delivery.event.get_type())
+        await delivery.settler.ack()
+
+    replies = QueueSpec("replies", [], is_durable=False)
+    async with (
+        bus.consume(queue(settings), Intake(api.store, bus, acceptor, clock).take),
+        bus.consume(replies, hear),
+    ):
+        for role, answered in (("member", "rejected"), ("admin", "accepted")):
+            name = f"{role}-{api.project}"
+            await api.store.amqp_users.add(AmqpUser(id=name, user_id=role, project_id=api.project, roles=[role]))
+            order = EvacuateInstance(instance_id=guest.id)
+            key, answer_to = "instance.evacuate", {"user_id": name, "reply_to": "replies"}
+            await bus.publish(Outgoing(COMMANDS, key, f"virtfleet.{key}", order, "test", **answer_to))
+            assert await asyncio.wait_for(answers.get(), 10) == f"virtfleet.command.{answered}"
+    stored = await api.store.instances.get(guest.id)
+    assert stored is not None
+    assert stored.task_state is TaskState.REBUILDING
 
 
 async def test_the_history_tells_evacuations_by_their_status(api: Api) -> None:

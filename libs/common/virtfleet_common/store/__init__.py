@@ -8,7 +8,7 @@ from pymongo import WriteConcern
 from pymongo.errors import PyMongoError
 
 from virtfleet_common.errors import StoreUnavailable
-from virtfleet_common.records import AmqpUser, Flavor, Image, Reply, ServerGroup, Token
+from virtfleet_common.records import AmqpUser, Flavor, Fleet, Image, Reply, ServerGroup, Token
 from virtfleet_common.settings import CommonSettings
 from virtfleet_common.store.actions import Actions
 from virtfleet_common.store.aggregates import Aggregates
@@ -47,6 +47,7 @@ class Store:
     server_groups: Catalogue[ServerGroup]
     flavors: Catalogue[Flavor]
     images: Catalogue[Image]
+    fleet: Catalogue[Fleet]
     tokens: Catalogue[Token]
     amqp_users: Catalogue[AmqpUser]
     replies: Catalogue[Reply]
@@ -80,6 +81,7 @@ class Store:
             server_groups=Catalogue(database, "server_groups", ServerGroup),
             flavors=Catalogue(database, "flavors", Flavor, unique="name"),
             images=Catalogue(database, "images", Image),
+            fleet=Catalogue(database, "fleet", Fleet),
             tokens=Catalogue(database, "tokens", Token),
             amqp_users=Catalogue(database, "amqp_users", AmqpUser),
             replies=Catalogue(database, "replies", Reply, expire_after=_REPLIES_KEPT),

@@ -195,12 +195,14 @@ class Instances:
         return int(await self._rows.count_documents({"move.type": EVACUATION}))
 
     @guarded
-    async def find_evacuable(self, hosts: Collection[str], *, is_wanted: bool, limit: int = 1000) -> list[Instance]:
+    async def find_evacuable(
+        self, hosts: Collection[str], *, is_wanted: bool, besides: Collection[str] = (), limit: int = 1000
+    ) -> list[Instance]:
         """Idle instances on these hosts that may be evacuated and are to be: by their metadata `ha`, or where that says
-        nothing, if it `is_wanted`."""
+        nothing, if it `is_wanted`; `besides` are left out."""
         wanted = {"$ne": "false"} if is_wanted else "true"
-        idle = {"host": {"$in": list(hosts)}, "task_state": None, "move": None, "metadata.ha": wanted}
-        rows = self._rows.find({**idle, "vm_state": {"$in": list(EVACUABLE)}}).limit(limit)
+        idle = {"host": {"$in": list(hosts)}, "task_state": None, "move": None, "_id": {"$nin": list(besides)}}
+        rows = self._rows.find({**idle, "metadata.ha": wanted, "vm_state": {"$in": list(EVACUABLE)}}).limit(limit)
         return [Instance.model_validate(row) async for row in rows]
 
     @guarded

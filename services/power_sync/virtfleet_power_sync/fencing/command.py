@@ -10,6 +10,8 @@ import os
 import re
 import signal
 import time
+from asyncio.subprocess import Process
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -78,14 +80,7 @@ class Command(Fence):
     async def _call(self, host: Host, action: str) -> Said:
         """Run the program. It is ended, with all that it started, when it takes too long or nobody waits for it."""
         words = [word.replace("{action}", action).replace("{host}", host.id) for word in self._settings.fence_command]
-        pipe = asyncio.subprocess.PIPE
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=_facts(host, action),
-                start_new_session=True,
-            )  # fmt: skip
-        except OSError as error:
-            raise FenceFault(f"{words[0]} cannot be run: {error}") from error
+        process = await _started(words, _facts(host, action))
         is_over = False
         try:
             async with asyncio.timeout(self._settings.fence_call_timeout):
@@ -96,9 +91,31 @@ class Command(Fence):
             return Said(action, None, "", "")
         finally:
             if not is_over:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
+                await _ended(process)
+
+
+async def _started(words: Sequence[str], facts: Mapping[str, str]) -> Process:
+    """The running program. A start in the middle of which nobody waits any more is waited for, to end what it started.
+    Raises FenceFault."""
+    pipe = asyncio.subprocess.PIPE
+    starting = asyncio.create_task(
+        asyncio.create_subprocess_exec(
+            *words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=facts, start_new_session=True
+        )
+    )
+    try:
+        return await asyncio.shield(starting)
+    except OSError as error:
+        raise FenceFault(f"{words[0]} cannot be run: {error}") from error
+    except asyncio.CancelledError:
+        await _ended(await starting)
+        raise
+
+
+async def _ended(process: Process) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
 
 
 def _facts(host: Host, action: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ document's write does. What is stored goes through BSON, so that what the databa
 rounded here.
 """
 
-from virtfleet_common.records import AmqpUser, Flavor, Image, Reply, ServerGroup, Token
+from virtfleet_common.records import AmqpUser, Flavor, Fleet, Image, Reply, ServerGroup, Token
 from virtfleet_common.store import Store
 from virtfleet_common.store.memory.actions import MemoryActions, MemoryCatalogue
 from virtfleet_common.store.memory.feed import MemoryHostFeed, MemoryInstanceFeed, MemoryPins
@@ -41,6 +41,7 @@ class MemoryStore(Store):
             server_groups=groups,
             flavors=MemoryCatalogue(Flavor, unique="name"),
             images=MemoryCatalogue(Image),
+            fleet=MemoryCatalogue(Fleet),
             tokens=MemoryCatalogue(Token),
             amqp_users=MemoryCatalogue(AmqpUser),
             replies=MemoryCatalogue(Reply),

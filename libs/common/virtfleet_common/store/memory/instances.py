@@ -72,7 +72,9 @@ class MemoryInstances(Instances):
         await round_trip()
         return sum(one.move is not None and one.move.type == EVACUATION for one in self._records.values())
 
-    async def find_evacuable(self, hosts: Collection[str], *, is_wanted: bool, limit: int = 1000) -> list[Instance]:
+    async def find_evacuable(
+        self, hosts: Collection[str], *, is_wanted: bool, besides: Collection[str] = (), limit: int = 1000
+    ) -> list[Instance]:
         await round_trip()
         idle = [one for one in self._records.values() if one.host in hosts and one.task_state is None and not one.move]
         wanted = [
@@ -80,7 +82,7 @@ class MemoryInstances(Instances):
             for one in idle
             if (one.metadata.get("ha") != "false" if is_wanted else one.metadata.get("ha") == "true")
         ]
-        return [one for one in wanted if one.vm_state in EVACUABLE][:limit]
+        return [one for one in wanted if one.vm_state in EVACUABLE and one.id not in besides][:limit]
 
     async def find_at(self, executors: Collection[str]) -> list[Instance]:
         await round_trip()
