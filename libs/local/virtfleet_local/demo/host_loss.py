@@ -5,7 +5,7 @@ They are played on hosts with shared storage, whose fleet notices a loss within 
 
 import asyncio
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
 
 import psutil
@@ -32,19 +32,18 @@ _LOOK_CLOSELY = 0.02
 
 
 async def create_twins(stage: Stage) -> None:
-    """Two guests on one host."""
-    first, second = TWINS
-    elder = await stage.create(first, "tiny")
-    younger = await stage.create(second, "tiny", hints={"same_host": [elder.id]})
-    demand(younger.host == elder.host, f"{second} is on {younger.host}, {first} on {elder.host}")
-    for guest in (elder, younger):
+    """Two guests that stay together."""
+    group = await stage.make_group("affinity")
+    guests = [await stage.create(name, "tiny", hints={"group": group}) for name in TWINS]
+    for guest in guests:
         await stage.ready(guest, 1)
-    stage.screen.saw(Sight.TOGETHER, elder.host)
+    stage.screen.saw(Sight.TOGETHER, _common_host(guests))
 
 
 async def lose_host(stage: Stage) -> None:
     """Its power is cut. Everything after that happens by itself."""
-    guests, lost = _twins(stage), _twins(stage)[0].host
+    guests = _twins(stage)
+    lost = _common_host(guests)
     first_boots = [console_text.boots(await stage.console(guest)) for guest in guests]
     stage.screen.says(f"cutting the power of {lost}")
     died = await asyncio.to_thread(stage.fleet.kill_host, lost)
@@ -55,7 +54,7 @@ async def lose_host(stage: Stage) -> None:
     for guest in guests:
         await _evacuated(stage, guest, fenced)
     stage.screen.saw(Sight.FENCED, f"{fenced.data['proof']}: {fenced.data['detail']}")
-    stage.screen.saw(Sight.EVACUATED, ", ".join(f"{guest.name} on {guest.host}" for guest in guests))
+    stage.screen.saw(Sight.EVACUATED, _common_host(guests))
     for guest, boots in zip(guests, first_boots, strict=True):
         await _booted_once_more(stage, guest, boots)
     stage.screen.saw(Sight.DATA_SAVED, f"{time.monotonic() - began:.1f} s after the power cut")
@@ -132,6 +131,12 @@ async def switch_off(stage: Stage) -> None:
 
 def _twins(stage: Stage) -> list[Guest]:
     return [stage.guests[name] for name in TWINS]
+
+
+def _common_host(guests: Sequence[Guest]) -> str:
+    hosts = {guest.host for guest in guests}
+    demand(len(hosts) == 1, f"an affinity group is on {hosts}")
+    return hosts.pop()
 
 
 async def _states(stage: Stage) -> dict[str, str]:

@@ -138,6 +138,13 @@ class Stage:
         answer = await self.http.post("/flavors", json={"flavor": size}, headers=headers)
         return str(answer.raise_for_status().json()["flavor"]["id"])
 
+    async def make_group(self, policy: str) -> str:
+        """The project's member makes a server group; returns its id."""
+        headers = {"X-Auth-Token": self.fleet.file.member_token, "OpenStack-API-Version": _MICROVERSION}
+        body = {"server_group": {"name": "demo", "policy": policy}}
+        answer = await self.http.post("/os-server-groups", json=body, headers=headers)
+        return str(answer.raise_for_status().json()["server_group"]["id"])
+
     async def delete(self, path: str) -> str:
         """As `post`."""
         return _accepted(await self.http.delete(path, headers={"X-Auth-Token": self.fleet.file.member_token}))

@@ -42,7 +42,11 @@ _GUESTS = (
     Chapter("Delete", "Over HTTP. Guests, disks, definitions and claims go; then the record says so.", delete),
 )
 _HOSTS = (
-    Chapter("Shared storage", "Another fleet, whose hosts share their disks. Two guests on one of them.", create_twins),
+    Chapter(
+        "Shared storage",
+        "Another fleet, whose hosts share their disks. Two guests that must stay together.",
+        create_twins,
+    ),
     Chapter("A host dies", "A power cut. What follows is the fleet's own doing: auto_evacuate is all.", lose_host),
     Chapter("The host returns", "It still knows guests that live elsewhere by now.", return_host),
     Chapter("A guest powers itself off", "Two seconds after it has booted. The record follows it.", switch_off),
