@@ -24,7 +24,7 @@ from virtfleet_local.credentials import User
 from virtfleet_local.fleet import LocalFleet, NoSuchPartError
 from virtfleet_local.layout import FleetFile, HypervisorKind
 from virtfleet_local.processes import StartError
-from virtfleet_local.show import events_of, hosts_table, processes_table
+from virtfleet_local.show import NEWS, events_of, hosts_table, processes_table
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 _host = typer.Typer(help="Cut a host's power, and give it back.", no_args_is_help=True)
@@ -110,12 +110,14 @@ def clouds(data: Data = _DATA) -> None:
 
 @app.command()
 def watch(
-    pattern: Annotated[str, typer.Argument(help="Which events: a routing key, as `instance.reboot.#`.")] = "#",
+    patterns: Annotated[
+        list[str] | None, typer.Argument(help="Which events: routing keys, as `instance.reboot.#`; all but heartbeats.")
+    ] = None,
     data: Data = _DATA,
 ) -> None:
     """Show events as they happen, until Ctrl-C."""
     with _explained():
-        asyncio.run(_watch(LocalFleet(data).file, pattern))
+        asyncio.run(_watch(LocalFleet(data).file, patterns or NEWS))
 
 
 @_host.command("kill")
@@ -233,8 +235,8 @@ def _stay(fleet: LocalFleet) -> None:
     _say("The fleet is down.")
 
 
-async def _watch(file: FleetFile, pattern: str) -> None:
-    async for line in events_of(file.amqp_url, pattern):
+async def _watch(file: FleetFile, patterns: Sequence[str]) -> None:
+    async for line in events_of(file.amqp_url, *patterns):
         _console.print(line, soft_wrap=True)
 
 
