@@ -13,7 +13,7 @@ help: ## say what there is
 setup: ## install what is missing: Debian packages, .venv, the guest image
 	@deploy/setup
 
-demo: setup ## watch real guests being created, rebooted and deleted, and a killed agent's work being finished
+demo: setup ## watch real guests being created, rebooted and moved, and evacuated from a host that dies
 	@$(BIN)/python -m virtfleet_local.demo
 
 up: setup ## start a fleet of three QEMU hosts and give the prompt back

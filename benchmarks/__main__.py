@@ -10,7 +10,7 @@ from rich.console import Console
 from virtfleet_local.database import Database
 from virtfleet_local.fleet import LocalFleet
 
-from benchmarks import placement, power_sync, reboot, resize
+from benchmarks import evacuation, placement, power_sync, reboot, resize
 
 RESULTS = Path("bench-results")
 
@@ -22,6 +22,7 @@ def main() -> None:
         with Database(Path(folder, "placement")) as database:
             _write("placement", asyncio.run(placement.measure(database.url, console)))
         _write("power_sync", asyncio.run(power_sync.measure(Path(folder, "power-sync"), console)))
+        _write("evacuation", asyncio.run(evacuation.measure(Path(folder, "evacuation"), console)))
         with LocalFleet(Path(folder), hosts=3, hypervisor="test") as fleet:
             _write("reboot", asyncio.run(reboot.measure(fleet, console)))
             _write("resize", asyncio.run(resize.measure(fleet, console)))

@@ -193,7 +193,8 @@ async def _filled(store: Store, hosts: int, guests: int) -> list[SimulatedHost]:
     await store.client.drop_database(DATABASE)
     await store.prepare()
     names = [f"host-{number:04}" for number in range(hosts)]
-    rows = [Host(id=name, uuid=name, boot_id=_BOOT).document() for name in names]
+    registered = {"boot_id": _BOOT, "last_seen": datetime.now(UTC)}  # one never heard of is lost
+    rows = [Host(id=name, uuid=name, **registered).document() for name in names]
     await store.client[DATABASE].hosts.insert_many(rows)
     made = [SimulatedHost(name, {str(uuid4()): PowerState.RUNNING for _ in range(guests)}) for name in names]
     for host in made:

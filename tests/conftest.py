@@ -101,12 +101,14 @@ def amqp_url(broker: Broker) -> str:
 
 
 @contextmanager
-def brittle(folder: Path, hosts: int, hypervisor: HypervisorKind, **more: str) -> Iterator[LocalFleet]:
+def brittle(
+    folder: Path, hosts: int, hypervisor: HypervisorKind, *, shared_storage: bool = False, **more: str
+) -> Iterator[LocalFleet]:
     """A fleet whose failpoints lie in its `failpoints` folder."""
     failpoints = folder / "failpoints"
     failpoints.mkdir()
     env = {"*": {**IMPATIENT, **more, "VIRTFLEET_FAILPOINTS": str(failpoints)}}
-    with LocalFleet(folder, hosts=hosts, hypervisor=hypervisor, env=env) as fleet:
+    with LocalFleet(folder, hosts=hosts, hypervisor=hypervisor, env=env, shared_storage=shared_storage) as fleet:
         yield fleet
 
 

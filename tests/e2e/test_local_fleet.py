@@ -22,8 +22,14 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
-    with LocalFleet(tmp_path_factory.mktemp("local"), hosts=2, hypervisor="test") as running:
-        yield running
+    """As its command starts it, in a process that has ended since."""
+    data = tmp_path_factory.mktemp("local")
+    options = ["--hosts", "2", "--hypervisor", "test", "--shared-storage", "--detach", "--data", str(data)]
+    try:
+        subprocess.run([sys.executable, "-m", "virtfleet_local.cli", "up", *options], timeout=120, check=True)
+        yield LocalFleet(data)
+    finally:
+        LocalFleet(data).down()
 
 
 def _pids(fleet: LocalFleet) -> set[int]:
@@ -36,6 +42,12 @@ def test_fleet_json_is_private_and_its_tokens_are_accepted(fleet: LocalFleet) ->
     for token in ("token", "member_token", "other_member_token"):
         answer = httpx.get(f"{known['api_url']}/v2.1/servers", headers={"X-Auth-Token": known[token]})
         assert answer.status_code == 200, token
+
+
+def test_hosts_on_shared_storage_keep_their_guests_in_one_folder(fleet: LocalFleet) -> None:
+    agents = [psutil.Process(fleet.process(host).pid).environ() for host in fleet.file.hosts]
+    assert {agent["VIRTFLEET_INSTANCES_DIR"] for agent in agents} == {str(fleet.data / "shared")}
+    assert len({agent["VIRTFLEET_STATE_DIR"] for agent in agents}) == 2
 
 
 def test_a_second_up_says_that_it_is_up_and_starts_nothing(fleet: LocalFleet) -> None:

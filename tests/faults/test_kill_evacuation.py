@@ -11,6 +11,7 @@ from virtfleet_common.records.volume import FileSource, Volume
 from virtfleet_common.states import HostState, PowerState, VmState
 from virtfleet_common.store import MigrationQuery
 from virtfleet_local.fleet import LocalFleet
+from virtfleet_local.hosts import shared_folder
 
 from tests.conftest import brittle
 from tests.faults.test_kill_move import qemu_io
@@ -38,8 +39,7 @@ KEEPERS_POINTS = [f"power-sync.{point}" for point in ("after_commit", "after_sen
 @pytest.fixture(scope="module")
 def harbour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
     """Three QEMU hosts on shared storage, soon lost and soon evacuated."""
-    folder = tmp_path_factory.mktemp("harbour")
-    with brittle(folder, 3, "qemu", **SWIFT, VIRTFLEET_INSTANCES_DIR=str(folder / "shared")) as fleet:
+    with brittle(tmp_path_factory.mktemp("harbour"), 3, "qemu", shared_storage=True, **SWIFT) as fleet:
         yield fleet
 
 
@@ -66,7 +66,7 @@ async def a_marked_guest(world: World) -> Instance:
 
 
 def disk_of(world: World, instance: Instance) -> Path:
-    return world.fleet.data / "shared" / instance.id / "disk"
+    return shared_folder(world.fleet.data) / instance.id / "disk"
 
 
 async def cut_power(world: World, host: str | None) -> None:
@@ -99,7 +99,7 @@ async def all_is_well(world: World, before: Instance) -> Instance:
     assert (now.vm_state, now.power_state, now.move) == (VmState.ACTIVE, PowerState.RUNNING, None), now.fault
     assert world.places(before.id) == [now.host]
     assert "Pattern verification failed" not in await qemu_io(disk_of(world, now), "read -P 0xa5 5M 64k")
-    assert [path.name for path in (world.fleet.data / "shared").glob(f"*{before.id}*")] == [before.id]
+    assert [path.name for path in shared_folder(world.fleet.data).glob(f"*{before.id}*")] == [before.id]
     return now
 
 

@@ -26,12 +26,7 @@ RESTART, ENFORCE = {"on_guest_poweroff": "restart"}, {"on_unexpected_running": "
 
 async def a_guest_that_powers_itself_off(world: World, **more: Any) -> str:
     """Two seconds after it has booted, whenever it boots."""
-    tiny = next(image for image in await world.store.images.find() if image.name == "tiny")
-    cmdline = f"{tiny.properties['cmdline']} virtfleet.poweroff_after=2"
-    tired = {"id": str(uuid4()), "name": "tiny-tired", "properties": {**tiny.properties, "cmdline": cmdline}}
-    image = tiny.model_copy(update=tired)
-    assert await world.store.images.add(image)
-    accepted = await world.client.command(CreateInstance(name="tired", flavor="m1.tiny", image=image.id, **more))
+    accepted = await world.client.command(CreateInstance(name="tired", flavor="m1.tiny", image="tiny-tired", **more))
     return accepted.instance_ids[0]
 
 

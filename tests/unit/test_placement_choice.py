@@ -122,6 +122,14 @@ async def test_excluded_lost_and_forced_hosts(world: World) -> None:
         await world.place(an_instance(), forced_host="nobody")
 
 
+async def test_a_host_that_was_named_at_the_creation_may_be_left_for_another_of_its_zone(world: World) -> None:
+    await world.hosts(a=8, b=4)
+    there = {"vm_state": VmState.ACTIVE, "host": "a"}
+    assert await world.place(an_instance(availability_zone="nova:a", **there), excluded=["a"]) == "b"
+    with pytest.raises(NoValidHost):
+        await world.place(an_instance(availability_zone="rack:a", **there), excluded=["a"])
+
+
 async def test_hints_name_instances_and_mean_their_hosts(world: World) -> None:
     await world.hosts(a=8, b=8)
     there = an_instance()

@@ -24,7 +24,7 @@ from virtfleet_local.credentials import User
 from virtfleet_local.fleet import LocalFleet, NoSuchPartError
 from virtfleet_local.layout import FleetFile, HypervisorKind
 from virtfleet_local.processes import StartError
-from virtfleet_local.show import events_of, hosts_table, processes_table
+from virtfleet_local.show import NEWS, events_of, hosts_table, processes_table
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 _host = typer.Typer(help="Cut a host's power, and give it back.", no_args_is_help=True)
@@ -49,13 +49,16 @@ _console = Console()
 def up(
     hosts: Annotated[int, typer.Option(min=1, max=200, help="How many hosts.")] = 3,
     hypervisor: Annotated[HypervisorKind, typer.Option(help="Real QEMU guests, or libvirt's simulated ones.")] = "qemu",
+    shared_storage: Annotated[
+        bool, typer.Option("--shared-storage", help="All hosts keep their guests' disks in one folder.")
+    ] = False,
     detach: Annotated[
         bool, typer.Option("--detach", help="Give the prompt back; stop it with `virtfleet down`.")
     ] = False,
     data: Data = _DATA,
 ) -> None:
     """Start a fleet; without --detach, stay, and stop it on Ctrl-C."""
-    fleet = LocalFleet(data, hosts=hosts, hypervisor=hypervisor)
+    fleet = LocalFleet(data, hosts=hosts, hypervisor=hypervisor, shared_storage=shared_storage)
     if fleet.is_up():
         running = fleet.file
         _say(f"The fleet is already up: {len(running.hosts)} {running.hypervisor} hosts, API at {running.api_url}")
@@ -107,12 +110,14 @@ def clouds(data: Data = _DATA) -> None:
 
 @app.command()
 def watch(
-    pattern: Annotated[str, typer.Argument(help="Which events: a routing key, as `instance.reboot.#`.")] = "#",
+    patterns: Annotated[
+        list[str] | None, typer.Argument(help="Which events: routing keys, as `instance.reboot.#`; all but heartbeats.")
+    ] = None,
     data: Data = _DATA,
 ) -> None:
     """Show events as they happen, until Ctrl-C."""
     with _explained():
-        asyncio.run(_watch(LocalFleet(data).file, pattern))
+        asyncio.run(_watch(LocalFleet(data).file, patterns or NEWS))
 
 
 @_host.command("kill")
@@ -230,8 +235,8 @@ def _stay(fleet: LocalFleet) -> None:
     _say("The fleet is down.")
 
 
-async def _watch(file: FleetFile, pattern: str) -> None:
-    async for line in events_of(file.amqp_url, pattern):
+async def _watch(file: FleetFile, patterns: Sequence[str]) -> None:
+    async for line in events_of(file.amqp_url, *patterns):
         _console.print(line, soft_wrap=True)
 
 

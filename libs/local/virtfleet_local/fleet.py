@@ -42,7 +42,10 @@ class NoSuchPartError(LookupError):
 
 
 class LocalFleet:
-    """The fleet whose data is under `data`. What it was started with is read from there when it runs already."""
+    """The fleet whose data is under `data`. What it was started with is read from there when it runs already.
+
+    `shared_storage`: all hosts keep their guests' disks in one folder, as on NFS or CephFS.
+    """
 
     def __init__(
         self,
@@ -51,12 +54,15 @@ class LocalFleet:
         hypervisor: HypervisorKind = "test",
         env: Extra | None = None,
         replicas: Mapping[str, int] | None = None,
+        *,
+        shared_storage: bool = False,
     ) -> None:
         self.data = data.absolute()
         self.broker = Broker(self.data / "broker")
         self.database = Database(self.data / "database")
         self._hosts = host_names(hosts)
         self._hypervisor: HypervisorKind = hypervisor
+        self._shared_storage = shared_storage
         self._env = {key: dict(added) for key, added in (env or {}).items()}
         self._replicas = dict(replicas or {})
 
@@ -198,6 +204,7 @@ class LocalFleet:
             other_member_amqp_url=self.broker.url_of("other"),
             hosts=self._hosts,
             hypervisor=self._hypervisor,
+            shared_storage=self._shared_storage,
             replicas=self._replicas,
             ports=ports,
             env=self._env,

@@ -34,7 +34,11 @@ _CMDLINE = (
     "console=ttyS0 quiet panic=1 mitigations=off nokaslr no_timer_check random.trust_cpu=on tsc=reliable "
     "8250.nr_uarts=1 cryptomgr.notests rcupdate.rcu_expedited=1 virtfleet.marker=boot"
 )
-_VARIANTS = {"tiny": _CMDLINE, "tiny-deaf": f"{_CMDLINE} virtfleet.acpi=ignore"}
+_VARIANTS = {
+    "tiny": _CMDLINE,
+    "tiny-deaf": f"{_CMDLINE} virtfleet.acpi=ignore",
+    "tiny-tired": f"{_CMDLINE} virtfleet.poweroff_after=2",
+}
 
 
 class BuildError(RuntimeError):
@@ -82,7 +86,8 @@ def build(folder: Path | None = None) -> GuestImage:
 
 
 def catalogue(folder: Path | None = None) -> list[Image]:
-    """The catalogue's entries: `tiny`, and `tiny-deaf`, which ignores the power button."""
+    """The catalogue's entries: `tiny`; `tiny-deaf` ignores the power button, `tiny-tired` powers itself off when it has
+    run for two seconds."""
     image = build(folder)
     return [_entry(str(number), name, cmdline, image) for number, (name, cmdline) in enumerate(_VARIANTS.items(), 1)]
 

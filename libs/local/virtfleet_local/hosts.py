@@ -32,6 +32,11 @@ def host_folder(data: Path, host: str) -> Path:
     return data / "hosts" / host
 
 
+def shared_folder(data: Path) -> Path:
+    """Where all hosts keep their guests' disks, in a fleet with shared storage."""
+    return data / "shared"
+
+
 def hypervisor_root(data: Path, host: str) -> Path:
     """The root of the host's `qemu:///embed`: through a short link where the path itself is too long for a socket."""
     root = host_folder(data, host) / "libvirt"

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from virtfleet_local.hosts import boot_file, host_folder, hypervisor_root
+from virtfleet_local.hosts import boot_file, host_folder, hypervisor_root, shared_folder
 
 HypervisorKind = Literal["qemu", "test"]
 SINGLE_SERVICES = {
@@ -33,6 +33,7 @@ class FleetFile(BaseModel):
     other_member_amqp_url: str
     hosts: list[str]
     hypervisor: HypervisorKind
+    shared_storage: bool = False
     replicas: dict[str, int] = {}
     ports: dict[str, int]
     env: dict[str, dict[str, str]] = {}
@@ -93,19 +94,21 @@ def environment(service: Service, file: FleetFile, data: Path) -> dict[str, str]
         # glibc gives every thread a heap of its own; two are enough, and save tens of MiB in each process.
         "MALLOC_ARENA_MAX": "2",
     }
-    own = _agent_environment(service.name, file.hypervisor, data) if service.kind == "agent" else {}
+    own = _agent_environment(service.name, file, data) if service.kind == "agent" else {}
     for key in ("*", service.kind, service.name):
         own = own | file.env.get(key, {})
     return inherited | common | own
 
 
-def _agent_environment(host: str, hypervisor: HypervisorKind, data: Path) -> dict[str, str]:
+def _agent_environment(host: str, file: FleetFile, data: Path) -> dict[str, str]:
     root = hypervisor_root(data, host)
+    shared = {"VIRTFLEET_INSTANCES_DIR": str(shared_folder(data))} if file.shared_storage else {}
     return {
+        **shared,
         "VIRTFLEET_HOST": host,
         "VIRTFLEET_STATE_DIR": str(host_folder(data, host)),
         "VIRTFLEET_MACHINE_BOOT_FILE": str(boot_file(data, host)),
         "VIRTFLEET_VIRT_TYPE": "qemu",
         "VIRTFLEET_RESERVED_RAM_MB": "64",
-        "VIRTFLEET_HYPERVISOR_URI": f"qemu:///embed?root={root}" if hypervisor == "qemu" else "test:///default",
+        "VIRTFLEET_HYPERVISOR_URI": f"qemu:///embed?root={root}" if file.hypervisor == "qemu" else "test:///default",
     }

@@ -12,13 +12,21 @@ from rich.table import Table
 from rich.text import Text
 from virtfleet_common.client import FleetClient, FleetEvent
 from virtfleet_common.errors import BusUnavailable, Refused
-from virtfleet_common.states import PowerState
+from virtfleet_common.records import Host
+from virtfleet_common.states import HostState, PowerState
 
 from virtfleet_local.fleet import DATABASE_NAME, LocalFleet
 from virtfleet_local.processes import ManagedProcess
 from virtfleet_local.readiness import is_ready
 
 _RETRY_DELAY = 1.0
+_COLOURS = {HostState.UP: "green", HostState.UNKNOWN: "yellow", HostState.DOWN: "red"}
+_STYLES = {"end": "green", "up": "green", "fenced": "yellow", "error": "red", "down": "red", "fence_failed": "red"}
+NEWS = (
+    "instance.#", "fleet.#", "host.*.up", "host.*.unknown", "host.*.down", "host.*.fenced", "host.*.fence_failed",
+    "host.*.orphan",
+)  # fmt: skip
+"""Every event but heartbeats and what they are made of."""
 
 
 def processes_table(fleet: LocalFleet) -> Table:
@@ -33,23 +41,42 @@ def processes_table(fleet: LocalFleet) -> Table:
 
 
 def hosts_table(fleet: LocalFleet) -> Table:
-    """Every host as the database knows it."""
+    """Every host as the database knows it. How many guests a lost one has, nobody knows."""
     table = Table("host", "state", "last seen", "guests", "free vCPUs", "free MiB", title="Hosts")
     with fleet.connect() as client:
-        for row in client[DATABASE_NAME]["hosts"].find().sort("_id"):
-            free = row.get("free", {})
-            amounts = [f"{free.get(kind, 0):.0f}" for kind in ("vcpus", "ram_mb")]
-            table.add_row(row["_id"], row.get("state"), _ago(row.get("last_seen")), str(row.get("guests", 0)), *amounts)
+        for host in map(Host.model_validate, client[DATABASE_NAME]["hosts"].find().sort("_id")):
+            guests = "?" if host.state is HostState.DOWN else str(host.guests)
+            free = f"{host.free.vcpus:.0f}", f"{host.free.ram_mb:.0f}"
+            table.add_row(host.id, standing(host), _ago(host.last_seen), guests, *free)
     return table
 
 
-async def events_of(amqp_url: str, pattern: str) -> AsyncIterator[Text]:
-    """One line for each event that matches, for ever: a broker that went away is waited for."""
+def standing(host: Host) -> Text:
+    """The state of a host; and of a lost one, whether it is proven to be off, and why not."""
+    words = [str(host.state)]
+    if host.is_forced_down:
+        words.append("forced")
+    if not host.is_enabled:
+        words.append("disabled")
+    if host.state is HostState.DOWN:
+        words.append(_fence(host))
+    return Text(", ".join(words), _COLOURS[host.state])
+
+
+def _fence(host: Host) -> str:
+    if host.fence is not None:
+        return f"fenced ({host.fence.proof})"
+    error = host.fencing.error if host.fencing is not None else ""
+    return f"not fenced: {error}" if error else "not fenced yet"
+
+
+async def events_of(amqp_url: str, *patterns: str) -> AsyncIterator[Text]:
+    """One line for each event that matches one of the patterns, for ever: a broker that went away is waited for."""
     _quieten_the_library()
     is_lost = False
     while True:
         try:
-            async with FleetClient(amqp_url) as client, client.subscribed(pattern) as events:
+            async with FleetClient(amqp_url) as client, client.subscribed(*patterns) as events:
                 if is_lost:
                     yield Text("-- the broker is back", "yellow")
                 is_lost = False
@@ -66,7 +93,7 @@ async def events_of(amqp_url: str, pattern: str) -> AsyncIterator[Text]:
 def line_of(event: FleetEvent) -> Text:
     """An event in one line: when, what, to whom, and what came of it."""
     when = (event.time or datetime.now(UTC)).astimezone().strftime("%H:%M:%S.%f")[:-3]
-    style = "red" if ".error." in event.key else "green" if ".end." in event.key else ""
+    style = next((style for word, style in _STYLES.items() if word in event.key.split(".")), "")
     facts = _of_instance(event.data) if "after" in event.data and "name" in event.data else _of_others(event.data)
     return Text.assemble((when, "dim"), " ", (event.key, style), " ", (facts, "dim"))
 

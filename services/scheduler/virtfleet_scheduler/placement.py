@@ -15,6 +15,7 @@ from virtfleet_common.executor import StepRun
 from virtfleet_common.outcomes import Undo
 from virtfleet_common.records import Allocation, Flavor, Instance
 from virtfleet_common.settings import SchedulerSettings
+from virtfleet_common.states import VmState
 from virtfleet_common.store import Store
 
 from virtfleet_scheduler.claims import claim as make_claim
@@ -116,7 +117,7 @@ class Placement:
         """What is to be placed, with groups and hints as they are now."""
         return await request_for(
             self._store, instance_id=instance.id, project_id=instance.project_id, flavor=flavor, image=instance.image,
-            hints=instance.hints, availability_zone=instance.availability_zone, excluded=excluded, forced_host=forced,
+            hints=instance.hints, availability_zone=_zone_for(instance), excluded=excluded, forced_host=forced,
             lost=lost,
         )  # fmt: skip
 
@@ -142,6 +143,12 @@ class Placement:
     def tries(self) -> int:
         """Claims that one placement tries."""
         return self._settings.claim_tries
+
+
+def _zone_for(instance: Instance) -> str | None:
+    """As it was asked for; but the host that may be named with it is for the creation alone, or it could never move."""
+    asked = instance.availability_zone
+    return asked if asked is None or instance.vm_state is VmState.BUILDING else asked.partition(":")[0]
 
 
 class _Search:

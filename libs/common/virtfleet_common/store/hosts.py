@@ -179,10 +179,10 @@ class Hosts:
 
 
 def as_lost(at: datetime) -> dict[str, Any]:
-    """The fields of a host that is declared lost. Its registration is void: reports of it count for nothing, and it is
-    lost until its agent has put it in order and registers anew."""
+    """The fields of a host that is declared lost. Its registration is void: reports of it count for nothing, its
+    guests among them, and it is lost until its agent has put it in order and registers anew."""
     stored_at = at.replace(microsecond=at.microsecond // 1000 * 1000)  # as it will be read
-    return {"state": HostState.DOWN, "boot_id": None, "fence": None, "lost_at": stored_at}
+    return {"state": HostState.DOWN, "boot_id": None, "fence": None, "lost_at": stored_at, "guests": 0}
 
 
 def _has_fewer(wanted: Allocation, most: int) -> dict[str, Any]:

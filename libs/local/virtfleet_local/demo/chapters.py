@@ -1,13 +1,11 @@
-"""The story, chapter by chapter. Each does something to the fleet, and goes on when it has seen what came of it."""
+"""The first act, chapter by chapter. Each does something to the fleet, and goes on when it has seen what came of it."""
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from virtfleet_common.messages import CreateInstance, RebootInstance
+from virtfleet_common.messages import RebootInstance
 
 from virtfleet_local.demo import console_text, host_side, moves
 from virtfleet_local.demo.sights import Sight
@@ -33,19 +31,11 @@ async def hosts(stage: Stage) -> None:
 
 async def create(stage: Stage) -> None:
     """Two guests, asked for over AMQP."""
-    screen = stage.screen
-    asked = {}
-    for name, image in _IMAGES.items():
-        screen.says(f"instance.create: {name}, image {image}, flavor m1.tiny")
-        asked[name] = await stage.client.command(CreateInstance(name=name, image=image, flavor="m1.tiny"))
-    for name, accepted in asked.items():
-        end = await stage.tale.end_of(accepted.action_id)
-        demand(end.data["after"]["vm_state"] == "active", f"{name} is {end.data['after']}")
-        stage.guests[name] = Guest(name, accepted.instance_ids[0], end.data["host"])
-    screen.saw(Sight.CREATED, ", ".join(f"{guest.name} on {guest.host}" for guest in stage.guests.values()))
-    for guest in stage.guests.values():
-        await _ready(stage, guest, 1)
-    screen.saw(Sight.READY, "POST .../action os-getConsoleOutput")
+    guests = await asyncio.gather(*(stage.create(name, image) for name, image in _IMAGES.items()))
+    stage.screen.saw(Sight.CREATED, ", ".join(f"{guest.name} on {guest.host}" for guest in guests))
+    for guest in guests:
+        await stage.ready(guest, 1)
+    stage.screen.saw(Sight.READY, "POST .../action os-getConsoleOutput")
 
 
 async def reboot_softly(stage: Stage) -> None:
@@ -55,7 +45,7 @@ async def reboot_softly(stage: Stage) -> None:
     stage.screen.says(f'POST /v2.1/servers/{guest.id}/action {{"reboot": {{"type": "SOFT"}}}}')
     action = await stage.post(f"/servers/{guest.id}/action", {"reboot": {"type": "SOFT"}})
     await stage.tale.end_of(action)
-    after = await _ready(stage, guest, 2)
+    after = await stage.ready(guest, 2)
     pressed = console_text.presses(after) > console_text.presses(before) and console_text.has_switched_off(after)
     demand(pressed, f"the console shows no power button: {after}")
     stage.screen.saw(Sight.BUTTON)
@@ -77,7 +67,7 @@ async def reboot_hard(stage: Stage) -> None:
     stage.screen.saw(Sight.NEW_DOMAIN, f"domain {before.domain_id}, now {after.domain_id}")
     _demand_defined_by(stage, guest, action)
     stage.screen.saw(Sight.NEW_XML, action)
-    now = await _ready(stage, guest, 3)
+    now = await stage.ready(guest, 3)
     demand(console_text.presses(now) == console_text.presses(console), f"the power button was pressed: {now}")
     stage.screen.saw(Sight.NO_BUTTON)
 
@@ -98,7 +88,7 @@ async def kill_agent(stage: Stage) -> None:
     await stage.tale.end_of(action)
     screen.saw(Sight.FINISHED, action)
     _demand_defined_by(stage, guest, action)
-    await _ready(stage, guest, 2)
+    await stage.ready(guest, 2)
     screen.saw(Sight.ONE_GUEST, f"domain {stage.running(guest).domain_id}")
 
 
@@ -115,7 +105,7 @@ async def fall_back(stage: Stage) -> None:
     demand("soft_reboot_fell_back" in steps, f"the action's steps were {steps}")
     screen.saw(Sight.FELL_BACK, steps["soft_reboot_fell_back"]["details"])
     demand(stage.running(guest).domain_id != before.domain_id, f"{guest.name} is still {before}")
-    await _ready(stage, guest, 3)
+    await stage.ready(guest, 3)
     screen.saw(Sight.FORCED, f"domain {before.domain_id}, now {stage.running(guest).domain_id}")
 
 
@@ -157,40 +147,10 @@ async def delete(stage: Stage) -> None:
     screen.saw(Sight.ENDED_ONCE, f"{len(begun)} actions")
 
 
-@dataclass(frozen=True, slots=True)
-class Chapter:
-    """A title, what to look for, and what happens."""
-
-    title: str
-    what: str
-    play: Callable[[Stage], Awaitable[None]]
-
-
-STORY = (
-    Chapter("A fleet", "A broker, a database, an API, a scheduler, a power sync, and three hosts with QEMU.", hosts),
-    Chapter("Create", "Two commands over AMQP. `polite` heeds its power button, `stubborn` ignores it.", create),
-    Chapter("Soft reboot", "Over HTTP, as OpenStack's clients do it. The guest restarts itself.", reboot_softly),
-    Chapter("Hard reboot", "Over AMQP. The guest is destroyed, and made anew from its record.", reboot_hard),
-    Chapter("An agent dies", "In the middle of a hard reboot, with the old guest gone and no new one yet.", kill_agent),
-    Chapter("A soft reboot by force", "`stubborn` does not listen, so the same action goes on hard.", fall_back),
-    Chapter("Resize", "Larger, on another host, disk and all. Its owner is content.", resize),
-    Chapter("Migrate, and back", "The same size, another host. Its owner takes it back.", migrate_and_return),
-    Chapter("No room", "A size that no host has. The refusal says why, host by host.", find_no_room),
-    Chapter("Delete", "Over HTTP. Guests, disks, definitions and claims go; then the record says so.", delete),
-)
-
-
 async def _hard(stage: Stage, guest: Guest) -> str:
     stage.screen.says(f"instance.reboot: {guest.name}, HARD")
     accepted = await stage.client.command(RebootInstance(instance_id=guest.id, type="HARD"))
     return accepted.action_id
-
-
-async def _ready(stage: Stage, guest: Guest, boots: int) -> str:
-    def is_ready(text: str) -> bool:
-        return console_text.is_ready_after(text, boots)
-
-    return await stage.console_with(guest, f"boot {boots} being ready", is_ready)
 
 
 async def _demand_half_done(stage: Stage, guest: Guest) -> None:

@@ -22,9 +22,9 @@ class RunningGuest:
     domain_id: int
 
 
-def running(data: Path, instance_id: str) -> list[RunningGuest]:
-    """Every process of the guest, on any host: more than one would be a disaster."""
-    found = (_read(process, instance_id) for process in guests(data))
+def running(data: Path, instance_id: str, host: str = "") -> list[RunningGuest]:
+    """Every process of the guest, on one host or on any: more than one would be a disaster."""
+    found = (_read(process, instance_id) for process in guests(data, host))
     return [guest for guest in found if guest is not None]
 
 
@@ -38,9 +38,10 @@ def defined_by(data: Path, host: str, instance_id: str) -> str | None:
     return None if mark is None else mark.get("action")
 
 
-def files_of(data: Path, instance_ids: Iterable[str]) -> list[Path]:
-    """Every file and folder on the hosts that is named after one of the guests; libvirt's own logs are its to keep."""
-    found = [path for id_ in instance_ids for path in host_folder(data, "").rglob(f"*{id_}*")]
+def files_of(data: Path, instance_ids: Iterable[str], host: str = "") -> list[Path]:
+    """Every file and folder on one host, or on any, that is named after one of the guests; libvirt's own logs are its
+    to keep."""
+    found = [path for id_ in instance_ids for path in host_folder(data, host).rglob(f"*{id_}*")]
     return [path for path in found if "log" not in path.relative_to(data).parts]
 
 

@@ -17,7 +17,7 @@ async def resize(stage: Stage, guest: Guest) -> None:
     first_boot, source = console_text.boots(await stage.console(guest))[0], guest.host
     flavor = await _flavor_id(stage, _LARGER)
     await _moved(stage, guest, await stage.act(guest, {"resize": {"flavorRef": flavor}}))
-    console = await _booted_here(stage, guest)
+    console = await stage.ready(guest, 1)
     stage.screen.saw(Sight.MOVED, f"{source}, now {guest.host}")
     demand(console_text.latest_mark(console) == first_boot, f"the disk has lost its mark: {console}")
     stage.screen.saw(Sight.DATA_MOVED, first_boot)
@@ -33,7 +33,7 @@ async def migrate_and_return(stage: Stage, guest: Guest) -> None:
     """To another host at the same size; then its owner takes it back."""
     home = guest.host
     await _moved(stage, guest, await stage.act(guest, {"migrate": None}, as_admin=True))
-    await _booted_here(stage, guest)
+    await stage.ready(guest, 1)
     away = guest.host
     stage.screen.saw(Sight.MIGRATED, f"{home}, now {away}")
     await stage.tale.end_of(await stage.act(guest, {"revertResize": None}))
@@ -64,15 +64,6 @@ async def _moved(stage: Stage, guest: Guest, action: str) -> None:
     demand(end.data["host"] != guest.host, f"{guest.name} is still on {guest.host}")
     guest.host = end.data["host"]
     stage.running(guest)
-
-
-async def _booted_here(stage: Stage, guest: Guest) -> str:
-    """The console of the guest's new host, once the guest has booted there."""
-
-    def is_ready(text: str) -> bool:
-        return console_text.is_ready_after(text, 1)
-
-    return await stage.console_with(guest, "a boot on its new host", is_ready)
 
 
 async def _is_only_on(stage: Stage, guest: Guest, host: str) -> None:

@@ -9,6 +9,8 @@ from virtfleet_common.states import PowerState
 
 from virtfleet_local.demo.sights import Sight
 
+_COLOURS = {"end": "green", "up": "green", "error": "red", "down": "red"}
+
 
 class Screen:
     """The story as it is told. `seen` holds what was observed so far."""
@@ -35,11 +37,9 @@ class Screen:
 
     def event(self, event: FleetEvent) -> None:
         """An event that has just come from the broker."""
-        data = event.data
-        colour = {"end": "green", "error": "red"}.get(str(data.get("phase")), "yellow")
-        key = event.key.rpartition(".")[0]
-        where = f"on {data['host']}" if data.get("host") else ""
-        self._line("[magenta]◂[/]", f"[{colour}]{key:<28}[/] {data['name']:<9} {_states(event):<38} {where}")
+        key, facts = _of_host(event) if event.key.startswith("host.") else _of_instance(event)
+        colour = next((colour for word, colour in _COLOURS.items() if word in key.split(".")), "yellow")
+        self._line("[magenta]◂[/]", f"[{colour}]{key:<28}[/] {escape(facts)}")
 
     def saw(self, sight: Sight, details: str = "") -> None:
         """Something was observed."""
@@ -63,6 +63,16 @@ class Screen:
 
     def _line(self, sign: str, text: str) -> None:
         self.console.print(f"[dim]{self.elapsed:6.1f} s[/] {sign} {text}", highlight=False, soft_wrap=True)
+
+
+def _of_host(event: FleetEvent) -> tuple[str, str]:
+    data = event.data
+    return event.key, f"was {data['before'] or 'new'}" if "before" in data else str(data.get("detail", ""))
+
+
+def _of_instance(event: FleetEvent) -> tuple[str, str]:
+    where = f"on {event.data['host']}" if event.data.get("host") else ""
+    return event.key.rpartition(".")[0], f"{event.data['name']:<9} {_states(event):<38} {where}"
 
 
 def _states(event: FleetEvent) -> str:

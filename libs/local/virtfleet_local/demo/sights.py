@@ -42,6 +42,19 @@ class Sight(StrEnum):
     RELEASED = "their claims on the hosts are released"
     ENDED_ONCE = "every action that was begun has ended, and ended once"
 
+    TOGETHER = "two guests of an affinity group run on one host, and say that they are ready"
+    POWER_CUT = "the host is off, and so are its guests"
+    LOST = "the fleet missed its heartbeats: it was unknown, and is down"
+    FENCED = "it was fenced, and only then guests were started elsewhere"
+    EVACUATED = "both guests were evacuated, and run on another host, once each and together"
+    DATA_SAVED = "each console shows exactly one boot more, which found the first boot's mark on the disk"
+    MIGRATIONS_DONE = "their migrations are done"
+    RETURNED = "the host is up again"
+    STALE_GONE = "what it still had of the guests is gone, and it started none of them"
+    COMPLETED = "their migrations are completed, and the guests were not disturbed"
+    OFF_BY_ITSELF = "the guest's console shows it powering itself off, and no power button"
+    NOTICED = "within a second the event was out, and the record said that it is stopped"
+
 
 class NotSeenError(Exception):
     """What should have been observed was not, in all the time it was given. The message says what was seen instead."""

@@ -9,15 +9,16 @@ from typing import Any, TypeVar
 
 import httpx
 from virtfleet_common.client import FleetClient, FleetEvent
+from virtfleet_common.messages import CreateInstance
 
-from virtfleet_local.demo import host_side
+from virtfleet_local.demo import console_text, host_side
 from virtfleet_local.demo.host_side import RunningGuest
 from virtfleet_local.demo.screen import Screen
 from virtfleet_local.demo.sights import NotSeenError
 from virtfleet_local.fleet import LocalFleet
 
 DEADLINE = 120.0
-"""Seconds that anything may take; on a machine with nothing else to do, the longest wait is about five."""
+"""Seconds that anything may take; on a machine with nothing else to do, the longest wait is about ten."""
 _LOOK_AGAIN = 0.2
 _MICROVERSION = "compute 2.87"
 ENDS = frozenset({"end", "error"})
@@ -56,14 +57,21 @@ class Tale:
 
     async def ending_of(self, action_id: str) -> FleetEvent:
         """The event that ends an action, well or in error. Raises NotSeenError when none comes."""
+        return await self._first(f"the end of action {action_id}", lambda: self.endings(action_id))
+
+    async def heard(self, key: str, since: int = 0) -> FleetEvent:
+        """The first event of this key, but for the first `since` of all. Raises NotSeenError when none comes."""
+        return await self._first(key, lambda: [event for event in self.told[since:] if event.key == key])
+
+    async def _first(self, what: str, found: Callable[[], list[FleetEvent]]) -> FleetEvent:
         try:
             async with asyncio.timeout(DEADLINE), self._news:
-                await self._news.wait_for(lambda: self._lost or self.endings(action_id))
+                await self._news.wait_for(lambda: self._lost or found())
         except TimeoutError:
-            raise NotSeenError(f"the action {action_id} did not end within {DEADLINE:.0f} s") from None
+            raise NotSeenError(f"the events did not tell of {what} within {DEADLINE:.0f} s") from None
         if self._lost:
             raise NotSeenError(f"the events broke off: {self._lost}") from self._lost
-        return self.endings(action_id)[0]
+        return found()[0]
 
     def endings(self, action_id: str) -> list[FleetEvent]:
         """The ends of an action that were told so far; there should be one."""
@@ -71,7 +79,7 @@ class Tale:
 
     def begun(self) -> list[str]:
         """Every action that was told to have started."""
-        return [event.data["request_id"] for event in self.told if event.data["phase"] == "start"]
+        return [event.data["request_id"] for event in self.told if event.data.get("phase") == "start"]
 
 
 def _is_of(event: FleetEvent, action_id: str) -> bool:
@@ -103,6 +111,15 @@ class Stage:
         """The folder of the fleet."""
         return self.fleet.data
 
+    async def create(self, name: str, image: str, **more: Any) -> Guest:
+        """Ask for a guest over AMQP, and wait until it is active."""
+        self.screen.says(f"instance.create: {name}, image {image}, flavor m1.tiny")
+        accepted = await self.client.command(CreateInstance(name=name, image=image, flavor="m1.tiny", **more))
+        end = await self.tale.end_of(accepted.action_id)
+        demand(end.data["after"]["vm_state"] == "active", f"{name} is {end.data['after']}")
+        self.guests[name] = Guest(name, accepted.instance_ids[0], end.data["host"])
+        return self.guests[name]
+
     async def post(self, path: str, body: Mapping[str, Any]) -> str:
         """A request of the project's member; returns the action's id. Raises NotSeenError when it is refused."""
         answer = await self.http.post(path, json=body, headers={"X-Auth-Token": self.fleet.file.member_token})
@@ -120,6 +137,13 @@ class Stage:
         headers = {"X-Auth-Token": self.fleet.file.token}
         answer = await self.http.post("/flavors", json={"flavor": size}, headers=headers)
         return str(answer.raise_for_status().json()["flavor"]["id"])
+
+    async def make_group(self, policy: str) -> str:
+        """The project's member makes a server group; returns its id."""
+        headers = {"X-Auth-Token": self.fleet.file.member_token, "OpenStack-API-Version": _MICROVERSION}
+        body = {"server_group": {"name": "demo", "policy": policy}}
+        answer = await self.http.post("/os-server-groups", json=body, headers=headers)
+        return str(answer.raise_for_status().json()["server_group"]["id"])
 
     async def delete(self, path: str) -> str:
         """As `post`."""
@@ -148,6 +172,14 @@ class Stage:
 
         return await self.until(f"{what} on the console of {guest.name}", look, is_there)
 
+    async def ready(self, guest: Guest, boots: int) -> str:
+        """The guest's console once it has booted so often, and its latest boot has come to its end."""
+
+        def is_ready(text: str) -> bool:
+            return console_text.is_ready_after(text, boots)
+
+        return await self.console_with(guest, f"boot {boots} being ready", is_ready)
+
     async def steps_of(self, guest: Guest, action_id: str) -> dict[str, Any]:
         """The history of a finished action: its steps by name."""
 
@@ -167,15 +199,26 @@ class Stage:
             raise NotSeenError(f"{guest.name} should run once, and runs as {found}")
         return found[0]
 
-    async def until(self, what: str, look: Callable[[], Awaitable[T]], is_so: Callable[[T], bool]) -> T:
+    async def until(
+        self, what: str, look: Callable[[], Awaitable[T]], is_so: Callable[[T], bool], every: float = _LOOK_AGAIN
+    ) -> T:
         """Look again and again until `is_so`: for what no event announces. Raises NotSeenError in the end."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + DEADLINE
         while not is_so(seen := await look()):
             if loop.time() > deadline:
                 raise NotSeenError(f"waited {DEADLINE:.0f} s for {what}; the last look showed: {seen!r}")
-            await asyncio.sleep(_LOOK_AGAIN)
+            await asyncio.sleep(every)
         return seen
+
+
+@dataclass(frozen=True, slots=True)
+class Chapter:
+    """A title, what to look for, and what happens."""
+
+    title: str
+    what: str
+    play: Callable[[Stage], Awaitable[None]]
 
 
 def demand(is_so: bool, what: str) -> None:
