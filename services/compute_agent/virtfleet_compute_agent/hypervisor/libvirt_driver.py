@@ -7,61 +7,38 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TypeVar
 
 import libvirt
-from virtfleet_common import failpoints
 from virtfleet_common.errors import HypervisorFault, HypervisorTimeout
-from virtfleet_common.ports import Export, Guest, GuestEvent, HypervisorFacts
+from virtfleet_common.ports import Guest, GuestEvent, HypervisorFacts
 from virtfleet_common.records import Image, Instance, Resources
 from virtfleet_common.settings import AgentSettings
 from virtfleet_common.states import PowerState
 from virtfleet_common.volumes import Device
 
-from virtfleet_compute_agent.hypervisor import aside, console, disks, hotplug, networks
-from virtfleet_compute_agent.hypervisor.connection import Connection, is_kvm_usable
+from virtfleet_compute_agent.hypervisor import console, disks, hotplug, networks
+from virtfleet_compute_agent.hypervisor.connection import is_kvm_usable
+from virtfleet_compute_agent.hypervisor.disk_moves import DiskMoves
 from virtfleet_compute_agent.hypervisor.domain_xml import Platform, build_domain, mark_of
 from virtfleet_compute_agent.hypervisor.events import EventHub
-from virtfleet_compute_agent.hypervisor.exports import Exports, nowhere
 from virtfleet_compute_agent.hypervisor.guests import GuestReader
-from virtfleet_compute_agent.hypervisor.images import ImageCache
-from virtfleet_compute_agent.hypervisor.layout import Layout, has_root_disk
-from virtfleet_compute_agent.hypervisor.pool import Pool
-from virtfleet_compute_agent.hypervisor.transfer import Report, Sender
-
-T = TypeVar("T")
+from virtfleet_compute_agent.hypervisor.layout import has_root_disk
 
 _RECHECK = 1.0  # seconds: how long a missed event can delay wait_for_power_state
-_FILE_WORKERS = 4
 _RUNNING = frozenset({PowerState.RUNNING, PowerState.BLOCKED})
 
 
-class LibvirtHypervisor:
+class LibvirtHypervisor(DiskMoves):
     """One host through libvirt: `qemu:///system`, `qemu:///embed?root=DIR`, `test:///default` or `test:///FILE`.
 
     The test driver has no files: disks, images and consoles are skipped there, capacity comes from the settings.
     """
 
     def __init__(self, settings: AgentSettings) -> None:
-        self._settings = settings
-        self._connection = Connection(settings.hypervisor_uri)
-        own = settings.instances_dir
-        self._layout = Layout(settings.state_dir.absolute(), own.absolute() if own is not None else None)
-        self._steps = Pool("libvirt", settings.libvirt_workers)
-        self._listing = Pool("listing", 1)
-        self._files = Pool("files", _FILE_WORKERS)
-        self._images = ImageCache(self._layout, self._files, settings.action_timeout)
-        self._disks = disks.Disks(self._layout, self._images, settings.action_timeout)
-        self._exports = Exports(self._layout, settings, self._files)
-        self._sender = Sender(self._layout, settings)
+        super().__init__(settings)
         self._guests = GuestReader()
         self._platform = Platform("test", "x86_64")
         self._hub: EventHub | None = None
-
-    @property
-    def is_responsive(self) -> bool:
-        """False while calls that passed their deadline hold every thread for steps, or the one for listings."""
-        return not (self._steps.is_stuck or self._listing.is_stuck)
 
     async def open(self) -> None:
         """Connect, and have libvirt probe QEMU now (seconds, once) rather than in the first guest's way."""
@@ -184,68 +161,6 @@ class LibvirtHypervisor:
             return ""
         return await self._file_call("console_output", lambda: console.read_tail(log, length))
 
-    # Moving a disk to another host. On a simulated one there is none.
-
-    async def open_export(self, instance: Instance, token: str) -> Export:
-        """Wait for the instance's disk, apart from this process."""
-        if self._connection.is_simulated:
-            return nowhere(token)
-        return await self._exports.open(instance, token)
-
-    async def close_export(
-        self, instance_id: str, *, adopt: bool, size_bytes: int = 0, token: str | None = None
-    ) -> None:
-        """Listen no longer; keep what arrived, or not."""
-        if not self._connection.is_simulated:
-            await self._exports.close(instance_id, adopt=adopt, size=size_bytes, token=token)
-
-    async def send_disk(self, instance: Instance, export: Export, on_progress: Report | None = None) -> int:
-        """Send what was set aside; its size in bytes, 0 when the instance has no disk of its own."""
-        if self._connection.is_simulated or not has_root_disk(instance):
-            return 0
-        plan = await self._file_call("send_disk", lambda: self._sender.prepare(instance.id, export))
-        await self._sender.send(plan, on_progress)
-        return plan.size
-
-    async def set_aside(self, instance_id: str) -> None:
-        """Keep the instance's folder under another name. Refused while the guest runs."""
-        await self._call("set_aside", lambda: self._refuse_running(instance_id, "set_aside"))
-        if not self._connection.is_simulated:
-            await self._file_call("set_aside", lambda: aside.set_aside(self._layout, instance_id))
-
-    async def put_back(self, instance_id: str) -> None:
-        """Give the folder its name again, once nobody copies from it."""
-        if not self._connection.is_simulated:
-            await self._file_call("put_back", lambda: self._sender.stop(instance_id))
-            await self._file_call("put_back", lambda: aside.put_back(self._layout, instance_id))
-
-    async def remove_aside(self, instance_id: str) -> None:
-        """Delete what was set aside."""
-        if not self._connection.is_simulated:
-            await self._file_call("remove_aside", lambda: self._sender.forget(instance_id))
-            await self._file_call("remove_aside", lambda: aside.remove_aside(self._layout, instance_id))
-
-    async def probe_shared(self, token: str) -> None:
-        """Leave a file for the source to see, if it shares this host's storage."""
-        if not self._connection.is_simulated:
-            await self._file_call("probe_shared", lambda: aside.leave_probe(self._layout, token))
-
-    async def sees_probe(self, token: str) -> bool:
-        """Whether the destination's file shows here; always on a simulated host, which has nothing to send."""
-        if self._connection.is_simulated:
-            return True
-        return await self._file_call("sees_probe", lambda: aside.sees_probe(self._layout, token))
-
-    async def remove_probe(self, token: str) -> None:
-        """Take the file away."""
-        if not self._connection.is_simulated:
-            await self._file_call("remove_probe", lambda: aside.remove_probe(self._layout, token))
-
-    async def grow_disk(self, instance: Instance) -> None:
-        """Have the disk as large as the flavor says."""
-        if not self._connection.is_simulated:
-            await self._disks.grow(instance)
-
     async def wait_for_power_state(
         self, instance_id: str, wanted: frozenset[PowerState], timeout: float
     ) -> Guest | None:
@@ -293,25 +208,9 @@ class LibvirtHypervisor:
         total = Resources(vcpus=vcpus, ram_mb=ram_mb, disk_gb=disk_gb)
         return HypervisorFacts(live.getHostname(), live.getType(), live.getVersion(), arch, total)
 
-    def _find(self, instance_id: str) -> libvirt.virDomain | None:
-        try:
-            return self._connection.get().lookupByUUIDString(instance_id)
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-                return None
-            raise
-
-    def _get(self, instance_id: str) -> libvirt.virDomain:
-        return self._connection.get().lookupByUUIDString(instance_id)
-
     def _observe(self, instance_id: str) -> Guest | None:
         domain = self._find(instance_id)
         return self._guests.read(domain) if domain is not None else None
-
-    def _refuse_running(self, instance_id: str, operation: str) -> None:
-        domain = self._find(instance_id)
-        if domain is not None and domain.isActive():
-            raise HypervisorFault("the guest runs", operation=operation, code="running")
 
     def _delete_files(self, instance_id: str) -> None:
         disks.delete_folder(self._layout.instance(instance_id))
@@ -365,32 +264,6 @@ class LibvirtHypervisor:
     def _save(self, instance_id: str) -> None:
         domain = self._get(instance_id)
         _make_so(lambda: bool(domain.hasManagedSaveImage()) and not domain.isActive(), partial(domain.managedSave, 0))
-
-    # How a call gets to its thread.
-
-    async def _call(self, operation: str, work: Callable[[], T], timeout: float | None = None) -> T:
-        """Run libvirt calls on a thread for steps. Raises HypervisorFault, HypervisorTimeout."""
-        return await self._steps.run(
-            self._guarded(operation, work), timeout or self._settings.libvirt_timeout, operation
-        )
-
-    async def _file_call(self, operation: str, work: Callable[[], T]) -> T:
-        """Run file work on a thread of its own kind: a dead file server must not hold the threads for libvirt."""
-        return await self._files.run(self._guarded(operation, work), self._settings.libvirt_timeout, operation)
-
-    @staticmethod
-    def _guarded(operation: str, work: Callable[[], T]) -> Callable[[], T]:
-        def guarded() -> T:
-            failpoints.reach(f"hypervisor.{operation}")
-            try:
-                return work()
-            except libvirt.libvirtError as error:
-                code = error.get_error_code()
-                raise HypervisorFault(str(error), operation=operation, code=code) from error
-            except OSError as error:
-                raise HypervisorFault(str(error), operation=operation, code=error.errno or 0) from error
-
-        return guarded
 
     def _live_hub(self) -> EventHub:
         if self._hub is None:
