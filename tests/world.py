@@ -194,6 +194,13 @@ class Story:
         """The next end or error of an action on this instance."""
         return await self._next(lambda event: event.data["instance_id"] == instance_id and phase(event) in ENDS)
 
+    async def begins(self, action_id: str) -> FleetEvent:
+        """The start of an action. It is published by another service than the end, and may come after it."""
+        for event in self.told.values():
+            if (event.data.get("request_id"), phase(event)) == (action_id, "start"):
+                return event
+        return await self._next(lambda one: (one.data.get("request_id"), phase(one)) == (action_id, "start"))
+
     async def reads_on(self, instance_id: str) -> None:
         """Read everything told of an instance up to a mark set now: what did not come by then does not come."""
         mark = await self._world.client.command(UnlockInstance(instance_id=instance_id))

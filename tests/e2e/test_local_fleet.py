@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 from virtfleet_local.cli import app
 from virtfleet_local.fleet import LocalFleet, NoSuchPartError
-from virtfleet_local.processes import ManagedProcess, StartError
+from virtfleet_local.processes import ManagedProcess, StartError, has_ended
 
 pytestmark = pytest.mark.fleet
 ROOT = Path(__file__).parents[2]
@@ -124,10 +124,10 @@ def test_a_pid_that_another_process_has_by_now_is_left_alone(tmp_path: Path) -> 
 
 
 def test_down_stops_everything_and_may_be_said_twice(fleet: LocalFleet) -> None:
-    pids = _pids(fleet)
+    running = [psutil.Process(pid) for pid in _pids(fleet) if psutil.pid_exists(pid)]
     for _ in range(2):
         assert CliRunner().invoke(app, ["down", "--data", str(fleet.data)]).exit_code == 0
-    assert [pid for pid in pids if psutil.pid_exists(pid)] == []
+    assert [process.pid for process in running if not has_ended(process)] == []
     assert CliRunner().invoke(app, ["status", "--data", str(fleet.data)]).exit_code == 1
 
 

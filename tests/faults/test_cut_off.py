@@ -138,6 +138,24 @@ async def test_an_agent_that_stood_still_finds_its_guest_elsewhere_and_lets_go_o
     assert (await is_settled(world, before)).host == moved.host
 
 
+@pytest.mark.parametrize(
+    "point", ["select_shelter.middle", "shelter.middle", "shelter.switched", "shelter.before_finish"]
+)
+async def test_an_agent_that_wakes_up_in_the_middle_of_the_evacuation_lets_go_too(
+    world: World, edge: Edge, point: str
+) -> None:
+    before = await a_guest_on_the_edge(world)
+    world.arm(point, "hang")
+    edge.fleet.process(EDGE).signal(signal.SIGSTOP)
+    await world.taken(point)
+    edge.fleet.process(EDGE).signal(signal.SIGCONT)
+    async for _ in polling("the host that woke up to let go of its guest"):
+        if EDGE not in world.places(before.id):
+            break
+    world.release(point)
+    assert (await is_settled(world, await lives_elsewhere(world, before))).host != EDGE
+
+
 @pytest.mark.parametrize("point", ["after_claim", "middle", "before_finish"])
 async def test_an_agent_that_stood_still_in_the_middle_of_a_reboot_starts_nothing(
     world: World, edge: Edge, point: str
