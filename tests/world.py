@@ -239,4 +239,4 @@ async def polling(what: str, every: float = 0.05) -> AsyncIterator[None]:
     while loop.time() < deadline:
         yield
         await asyncio.sleep(every)
-    raise AssertionError(f"waited in vain for {what}")
+    raise TimeoutError(f"waited in vain for {what}")
