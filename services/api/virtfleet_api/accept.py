@@ -226,7 +226,8 @@ class Acceptor:
         )
 
     async def _is_beyond_reach(self, instance: Instance) -> bool:
-        return instance.host is None or await self._host_state(instance.host) in {HostState.DOWN, None}
+        """Asks for the host as it is now: by what was known, the step would go to a host forced down a moment ago."""
+        return instance.host is None or await self._store.hosts.get_state(instance.host) in {HostState.DOWN, None}
 
 
 def wrong_state(spec: ActionSpec, instance: Instance) -> tuple[str, str | None] | None:

@@ -86,6 +86,16 @@ async def test_a_host_that_is_forced_down_is_lost_at_once(api: Api) -> None:
     assert hypervisor["state"] == "down"
 
 
+async def test_a_guest_of_a_host_forced_down_a_moment_ago_is_deleted_from_the_record(api: Api) -> None:
+    guest, other = await api.instance(), await api.instance()
+    assert (await api.act(other, {"reboot": {"type": "HARD"}})).status_code == 202  # the host was just seen up
+    await put(api, {"forced_down": True})
+    assert (await api.ask("DELETE", f"/v2.1/servers/{guest.id}")).status_code == 204
+    gone = await api.store.instances.get(guest.id)
+    assert gone is not None
+    assert gone.vm_state is VmState.DELETED
+
+
 async def test_forcing_down_a_host_that_is_proven_to_be_off_takes_nothing_back(api: Api) -> None:
     proof = FenceProof(proof="command", at=datetime.now(UTC))
     await a_lost_host(api, fence=proof.model_dump())
