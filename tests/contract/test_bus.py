@@ -22,7 +22,7 @@ from virtfleet_common.bus import (
 from virtfleet_common.errors import BadMessage, BusUnavailable, Unroutable
 from virtfleet_common.memory_bus import MemoryBus, is_match
 from virtfleet_common.messages import PerformStep, RebootInstance
-from virtfleet_common.rabbit import RabbitBus
+from virtfleet_common.rabbit import RabbitBus, cancellable
 from virtfleet_local.broker import Broker
 
 PROMPTLY = 15.0
@@ -496,3 +496,21 @@ async def until_published(bus: RabbitBus, message: Outgoing) -> None:
                 return await bus.publish(message)
             except BusUnavailable:
                 await asyncio.sleep(0.1)
+
+
+async def test_a_cancellation_that_aiormq_replaces_goes_through() -> None:
+    begun = asyncio.Event()
+
+    async def replaced() -> None:
+        with cancellable():
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError as error:
+                raise ConnectionError from error
+
+    waiting = asyncio.create_task(replaced())
+    await begun.wait()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting

@@ -1,8 +1,8 @@
 """The bus on RabbitMQ. See `virtfleet_common.bus` for what it promises."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import aio_pika
@@ -68,9 +68,10 @@ class RabbitBus:
     async def send(self, exchange: str, key: str, wire: aio_pika.Message, *, mandatory: bool) -> None:
         """Publish what is on the wire already. Raises as `publish` does."""
         try:
-            async with asyncio.timeout(self._timeout):
-                through = await self._publisher.exchange(exchange)
-                await through.publish(wire, key, mandatory=mandatory)
+            with cancellable():
+                async with asyncio.timeout(self._timeout):
+                    through = await self._publisher.exchange(exchange)
+                    await through.publish(wire, key, mandatory=mandatory)
         except PublishError as error:
             raise Unroutable(f"no queue takes {key}", key=key) from error
         except _BROKEN as error:
@@ -242,8 +243,21 @@ async def _exchange(channel: AbstractChannel, name: str) -> AbstractExchange:
     return channel.default_exchange if name == DIRECT else await channel.get_exchange(name, ensure=False)
 
 
+@contextmanager
+def cancellable() -> Iterator[None]:
+    """A cancellation that comes while aiormq is at work goes through: where it closes at the same time, aiormq raises
+    what it closed with instead, and whoever was told to stop would go on for ever."""
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    try:
+        yield
+    finally:
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError
+
+
 async def _closed(closing: Awaitable[None]) -> None:
-    with suppress(*_BROKEN):
+    with cancellable(), suppress(*_BROKEN):
         async with asyncio.timeout(_CLOSE_TIMEOUT):
             await closing
 
@@ -314,8 +328,9 @@ class _Settler:
 
     async def _settle(self, settling: Awaitable[None]) -> None:
         try:
-            async with asyncio.timeout(_CLOSE_TIMEOUT):
-                await settling
+            with cancellable():
+                async with asyncio.timeout(_CLOSE_TIMEOUT):
+                    await settling
         except _BROKEN as error:
             log.info("message.not_settled", key=self._message.routing_key, error=repr(error))
 

@@ -88,9 +88,6 @@ class Standing:
         while True:
             await asyncio.sleep(share * self._settings.heartbeat_interval)
             await look()
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():  # a connection that was being closed swallows it
-                raise asyncio.CancelledError
 
     async def _look_into_record(self) -> None:
         asked_at = time.monotonic()
