@@ -60,7 +60,7 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run side by side (`-n 2 --dist loadgroup`), tests of one fleet stay together; so do those of one file."""
+    """Run side by side (`--dist loadgroup`), tests of one fleet stay together; so do those of one file."""
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
 
