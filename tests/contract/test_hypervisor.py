@@ -22,7 +22,7 @@ from virtfleet_common.errors import HypervisorFault, HypervisorTimeout, ImageFau
 from virtfleet_common.ports import Guest, GuestEvent, Hypervisor
 from virtfleet_common.records import Instance
 from virtfleet_common.states import PowerState
-from virtfleet_compute_agent.hypervisor import LibvirtHypervisor
+from virtfleet_compute_agent.hypervisor import LibvirtHypervisor, libvirt_driver
 from virtfleet_compute_agent.hypervisor.images import ImageCache
 from virtfleet_compute_agent.hypervisor.layout import Layout
 from virtfleet_compute_agent.hypervisor.pool import Pool
@@ -186,15 +186,15 @@ async def test_what_is_not_there_cannot_be_started(hypervisor: LibvirtHypervisor
     assert failed.value.facts["code"] == 42  # libvirt's VIR_ERR_NO_DOMAIN
 
 
-async def test_a_wait_ends_with_the_event(hypervisor: LibvirtHypervisor) -> None:
+async def test_a_wait_ends_with_the_event(hypervisor: LibvirtHypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libvirt_driver, "_RECHECK", 120.0)
     instance = await run(hypervisor)
-    waiting = asyncio.create_task(hypervisor.wait_for_power_state(instance.id, OFF, timeout=20))
+    waiting = asyncio.create_task(hypervisor.wait_for_power_state(instance.id, OFF, timeout=120))
     await hypervisor.destroy(instance.id)
-    ended = time.monotonic()
-    guest = await waiting
+    async with asyncio.timeout(60):
+        guest = await waiting
     assert guest is not None
     assert guest.power_state is PowerState.SHUTOFF
-    assert time.monotonic() - ended < 0.5  # well within the re-check
 
 
 async def test_a_wait_in_vain_says_what_is(hypervisor: LibvirtHypervisor) -> None:
@@ -261,14 +261,12 @@ async def hang(hypervisor: Hypervisor, instance: Instance, traps: Path) -> None:
 
 async def test_hung_listings_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failpoints, "_FOLDER", str(tmp_path))
-    async with opened(settings("test:///default", tmp_path, listing_timeout=0.2)) as hypervisor:
+    async with opened(settings("test:///default", tmp_path, listing_timeout=0.5)) as hypervisor:
         (tmp_path / "hypervisor.list_guests").write_text("hang")
-        with pytest.raises(HypervisorTimeout):
-            await hypervisor.list_guests()
-        before = time.monotonic()
-        with pytest.raises(HypervisorTimeout):
-            await hypervisor.list_guests()
-        assert time.monotonic() - before < 0.1
+        for waited in (0.5, 0.0):
+            with pytest.raises(HypervisorTimeout) as gave_up:
+                await hypervisor.list_guests()
+            assert gave_up.value.facts["seconds"] == waited
         assert not hypervisor.is_responsive
         assert await hypervisor.observe(str(uuid4())) is None
 
@@ -287,13 +285,17 @@ async def test_a_listing_of_many_guests_is_cheap(tmp_path: Path) -> None:
     async with opened(settings("test:///default", tmp_path)) as hypervisor:
         for _ in range(200):
             await build(hypervisor)
-        spent = []
+        together, each = [], []
         for _ in range(5):
             start = time.process_time()
-            assert len(await hypervisor.list_guests()) == 200
-            spent.append(time.process_time() - start)
+            guests = await hypervisor.list_guests()
+            together.append(time.process_time() - start)
+            start = time.process_time()
+            assert [await hypervisor.observe(guest.instance_id) for guest in guests] == list(guests)
+            each.append(time.process_time() - start)
         await remove_guests(hypervisor)
-    assert min(spent) < 0.02
+    assert len(guests) == 200
+    assert min(together) < min(each) / 2
 
 
 async def test_hosts_of_the_test_driver_are_their_own_when_made_from_a_file(tmp_path: Path) -> None:
