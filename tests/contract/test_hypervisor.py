@@ -31,6 +31,8 @@ from tests.hypervisors import FLAVOR, an_instance, image_of, kill_guests_under, 
 
 MIB = 1024**2
 OFF, RUNNING = frozenset({PowerState.SHUTOFF}), frozenset({PowerState.RUNNING})
+PROMPTLY = 30.0
+"""Seconds after which what should come has not come."""
 
 
 # An adapter on each driver.
@@ -191,7 +193,7 @@ async def test_a_wait_ends_with_the_event(hypervisor: LibvirtHypervisor, monkeyp
     instance = await run(hypervisor)
     waiting = asyncio.create_task(hypervisor.wait_for_power_state(instance.id, OFF, timeout=120))
     await hypervisor.destroy(instance.id)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PROMPTLY):
         guest = await waiting
     assert guest is not None
     assert guest.power_state is PowerState.SHUTOFF
@@ -217,7 +219,7 @@ async def test_lifecycle_changes_are_reported(hypervisor: LibvirtHypervisor) -> 
 
 
 async def until_event(events: AsyncIterator[GuestEvent], wanted: GuestEvent) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PROMPTLY):
         while await anext(events) != wanted:
             pass
 
@@ -234,7 +236,7 @@ async def test_a_hung_call_holds_up_nobody_else(tmp_path: Path, monkeypatch: pyt
     traps = tmp_path / "traps"
     traps.mkdir()
     monkeypatch.setattr(failpoints, "_FOLDER", str(traps))
-    limits = settings("test:///default", tmp_path, libvirt_workers=2, libvirt_timeout=0.2)
+    limits = settings("test:///default", tmp_path, libvirt_workers=2, libvirt_timeout=1)
     async with opened(limits) as hypervisor:
         one, other = await run(hypervisor), await run(hypervisor)
         await hang(hypervisor, one, traps)
@@ -276,7 +278,7 @@ async def test_hung_listings_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.
 
 
 async def until(is_so: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PROMPTLY):
         while not is_so():  # noqa: ASYNC110 (threads set it, no event tells)
             await asyncio.sleep(0.01)
 

@@ -148,7 +148,7 @@ async def test_a_host_that_is_seen_off_is_off_although_switching_it_off_failed(t
 
 
 async def test_a_program_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
-    settings = programmed(tmp_path, "sleep 1000 & echo $! >> pids; wait", fence_call_timeout=0.3)
+    settings = programmed(tmp_path, "sleep 1000 & echo $! >> pids; wait", fence_call_timeout=1)
     with pytest.raises(FenceFault, match="not seen off") as caught:
         await Command(settings).prove(a_host())
     assert caught.value.facts["output"] == "off took too long\nstatus took too long"
@@ -303,7 +303,7 @@ async def test_a_plugin_that_breaks_or_hangs_is_a_failed_attempt(fleet: Fleet) -
             return ""
 
     await fleet.lose("a", "b")
-    await fleet.round(fleet.fencer(Broken(PowerSyncSettings()), fence_attempt_timeout=0.05))
+    await fleet.round(fleet.fencer(Broken(PowerSyncSettings()), fence_attempt_timeout=0.5))
     a, b = await fleet.host("a"), await fleet.host("b")
     assert a.fencing is not None
     assert b.fencing is not None
