@@ -29,16 +29,17 @@ IMPATIENT = {
 }
 TWICE = {"VIRTFLEET_DUPLICATE_MESSAGES": "1"}
 # Deliveries that an agent holds are delivered whatever becomes of the broker: so that there is something to lose.
-FEW_AT_A_TIME = {"VIRTFLEET_PREFETCH": "4", "VIRTFLEET_LIBVIRT_TIMEOUT": "3", "VIRTFLEET_LIBVIRT_WORKERS": "2"}
+FEW_AT_A_TIME = {"VIRTFLEET_PREFETCH": "4", "VIRTFLEET_LIBVIRT_TIMEOUT": "6", "VIRTFLEET_LIBVIRT_WORKERS": "2"}
 # Time for a guest with an operating system to shut down by itself; and heartbeats so rare that what is known within a
 # second is known from libvirt's events.
 CIVIL = {
     "VIRTFLEET_HEARTBEAT_INTERVAL": "3",
-    "VIRTFLEET_SOFT_REBOOT_TIMEOUT": "8",
+    "VIRTFLEET_SOFT_REBOOT_TIMEOUT": "15",
     "VIRTFLEET_SOFT_REBOOT_RETRY": "2",
     "VIRTFLEET_SHUTDOWN_TIMEOUT": "8",
     "VIRTFLEET_SHUTDOWN_RETRY": "2",
     "VIRTFLEET_MAX_ATTEMPTS": "2",
+    "VIRTFLEET_POLICY_PAUSE": "120",
 }
 FLEETS = (
     "qemu_fleet",

@@ -12,7 +12,7 @@ from virtfleet_common.states import PowerState, VmState
 from virtfleet_common.store import InstanceQuery
 from virtfleet_local.fleet import DATABASE_NAME, LocalFleet
 
-from tests.world import ENDS, World, polling
+from tests.world import ENDS, World, everything_is_delivered, polling
 
 _VM_STATES = {
     PowerState.RUNNING: {VmState.ACTIVE},
@@ -76,14 +76,6 @@ async def ended_once(world: World, chronicle: Chronicle, action_ids: set[str]) -
     assert {id_: announced.get(id_, []) for id_ in action_ids if len(announced.get(id_, [])) != 1} == {}
 
 
-async def everything_is_delivered(world: World) -> None:
-    """No instance is at work, and nothing that was committed is still to be told."""
-    async for _ in polling("every outbox to be empty"):
-        instances = await world.store.instances.find(InstanceQuery(is_deleted=None))
-        if not any(instance.outbox or instance.action or instance.task_state for instance in instances):
-            return
-
-
 async def record_is_true(world: World) -> None:
     """The record says of every guest what its hypervisor says, soon; and each host holds what its guests take."""
     wrong: list[str] = []
@@ -100,6 +92,7 @@ async def record_is_true(world: World) -> None:
                     break
                 listings.clear()
     assert not wrong, wrong
+    await everything_is_delivered(world)
     await _books_balance(world)
 
 

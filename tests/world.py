@@ -69,7 +69,8 @@ class World:
                 await self.client.command(DeleteInstance(instance_id=instance.id), timeout=DEADLINE)
         async for _ in polling("every instance to be deleted"):
             if not await self.store.instances.find(InstanceQuery()):
-                return
+                break
+        await everything_is_delivered(self)  # what they held is given back too
 
     async def ask(self, method: str, path: str, body: Any = None, who: str = "member", **more: Any) -> httpx.Response:
         """One request over HTTP, as `member`, `other` (of another project), `admin`, or nobody ("")."""
@@ -86,7 +87,7 @@ class World:
         """A guest without image or network, created and active."""
         async with self.story() as story:
             accepted = await self.client.command(CreateInstance(name=name, flavor="m1.tiny", **more))
-            await story.ends(accepted.instance_ids[0])
+            await story.ends(accepted.action_id)
         instance = await self.instance(accepted.instance_ids[0])
         assert instance.vm_state is VmState.ACTIVE, instance.fault
         return instance
@@ -115,12 +116,19 @@ class World:
         return found
 
     async def action(self, action_id: str) -> ActionRecord:
-        """An action's history, once it says that the action has finished."""
-        async for _ in polling(f"the record of {action_id} to finish"):
+        """An action's history, once it says that the action has finished, and nothing of it is still to be written."""
+        async for _ in polling(f"the record of {action_id} to be whole"):
             found = await self.store.actions.get(action_id)
-            if found is not None and found.finish is not None:
-                return found
-        raise AssertionError
+            if found is not None and found.finish is not None and not await self._is_untold(found):
+                break
+        whole = await self.store.actions.get(action_id)
+        assert whole is not None
+        return whole
+
+    async def _is_untold(self, action: ActionRecord) -> bool:
+        """Whether something of an action's history is still in its instance's outbox."""
+        instance = await self.store.instances.get(action.instance_id)
+        return instance is not None and any(effect.get("action_id") == action.id for effect in instance.outbox)
 
     async def host(self, name: str = "host-1") -> Host:
         """A host's record."""
@@ -190,21 +198,21 @@ class Story:
         self._events = events
         self.told: dict[str, FleetEvent] = {}
 
-    async def ends(self, instance_id: str) -> FleetEvent:
-        """The next end or error of an action on this instance."""
-        return await self._next(lambda event: event.data["instance_id"] == instance_id and phase(event) in ENDS)
+    async def ends(self, action_id: str) -> FleetEvent:
+        """The end or error of an action."""
+        return await self.hears(lambda event: event.data.get("request_id") == action_id and phase(event) in ENDS)
 
     async def begins(self, action_id: str) -> FleetEvent:
         """The start of an action. It is published by another service than the end, and may come after it."""
         for event in self.told.values():
             if (event.data.get("request_id"), phase(event)) == (action_id, "start"):
                 return event
-        return await self._next(lambda one: (one.data.get("request_id"), phase(one)) == (action_id, "start"))
+        return await self.hears(lambda one: (one.data.get("request_id"), phase(one)) == (action_id, "start"))
 
     async def reads_on(self, instance_id: str) -> None:
         """Read everything told of an instance up to a mark set now: what did not come by then does not come."""
         mark = await self._world.client.command(UnlockInstance(instance_id=instance_id))
-        await self._next(lambda event: event.data.get("request_id") == mark.action_id)
+        await self.hears(lambda event: event.data.get("request_id") == mark.action_id)
 
     def endings(self, action_id: str) -> list[str]:
         """How an action ended, as often as it did."""
@@ -214,7 +222,8 @@ class Story:
             if event.data.get("request_id") == action_id and phase(event) in ENDS
         ]
 
-    async def _next(self, wanted: Callable[[FleetEvent], bool]) -> FleetEvent:
+    async def hears(self, wanted: Callable[[FleetEvent], bool]) -> FleetEvent:
+        """The next event that is wanted."""
         async with asyncio.timeout(DEADLINE):
             async for event in self._events:
                 is_copy = event.id in self.told
@@ -230,6 +239,15 @@ ENDS = frozenset({"end", "error"})
 def phase(event: FleetEvent) -> str:
     """`start`, `end` or `error`."""
     return str(event.data["phase"])
+
+
+async def everything_is_delivered(world: World) -> None:
+    """No instance is at work, and nothing that was committed is still to be told."""
+    async for _ in polling("every outbox to be empty"):
+        instances = await world.store.instances.find(InstanceQuery())
+        is_idle = not any(instance.action or instance.task_state for instance in instances)
+        if is_idle and not await world.store.instances.find_undelivered(age=-DEADLINE):
+            return
 
 
 async def polling(what: str, every: float = 0.05) -> AsyncIterator[None]:

@@ -55,7 +55,7 @@ async def crowd_of(world: World, count: int) -> Sequence[str]:
         instances = [await world.instance(id_) for id_ in accepted.instance_ids]
         if all(instance.action is None and not instance.outbox for instance in instances):
             break
-    assert {instance.vm_state for instance in instances} == {VmState.ACTIVE}
+    assert {instance.vm_state for instance in instances} == {VmState.ACTIVE}, [one.fault for one in instances]
     return accepted.instance_ids
 
 

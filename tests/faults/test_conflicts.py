@@ -10,11 +10,11 @@ import pytest
 from virtfleet_common.client import FleetClient
 from virtfleet_common.errors import Conflict, NotFound
 from virtfleet_common.messages import CommandAccepted, CreateInstance, DeleteInstance, RebootInstance, StopInstance
-from virtfleet_common.states import PowerState, TaskState, VmState
+from virtfleet_common.states import PowerState, VmState
 
 from tests.faults.mixture import crowd_of
 from tests.witness import Chronicle, ended_once, everything_is_delivered, record_is_true
-from tests.world import World, polling
+from tests.world import World
 
 pytestmark = pytest.mark.fleet
 MANY = 200
@@ -59,9 +59,9 @@ async def test_of_two_hundred_that_want_to_stop_it_one_does(crowd: World, ways: 
 async def test_a_command_sent_again_is_answered_alike_and_done_once(crowd: World) -> None:
     (id_,) = await crowd_of(crowd, 1)
     command = RebootInstance(instance_id=id_, type="HARD")
-    first = await crowd.client.command(command, message_id="again")
+    first = await crowd.client.command(command, message_id=f"again-{id_}")
     await crowd.action(first.action_id)
-    assert await crowd.client.command(command, message_id="again") == first
+    assert await crowd.client.command(command, message_id=f"again-{id_}") == first
     assert [one.action for one in await crowd.store.actions.find(id_)] == ["reboot", "create"]
 
 
@@ -103,8 +103,9 @@ async def test_the_same_message_id_of_another_user_is_another_message(crowd: Wor
 async def test_a_hard_reboot_takes_over_a_soft_one(world: World) -> None:
     instance = await world.create()
     chronicle, before = Chronicle(world.fleet), set(world.guests(instance.id))
+    world.arm("hypervisor.request_shutdown", "hang")
     soft = await world.client.command(RebootInstance(instance_id=instance.id, type="SOFT"))
-    await at_task(world, instance.id, TaskState.REBOOT_STARTED)
+    await world.taken("hypervisor.request_shutdown")
     hard = await world.client.command(RebootInstance(instance_id=instance.id, type="HARD"))
     assert (await world.action(hard.action_id)).result == "Success"
     assert (await world.action(soft.action_id)).result == "superseded"
@@ -132,11 +133,9 @@ async def test_a_second_delete_joins_the_first(crowd: World) -> None:
 async def test_a_delete_takes_over_anything(world: World, command: type[RebootInstance | StopInstance]) -> None:
     instance = await world.create()
     chronicle = Chronicle(world.fleet)
+    world.arm("hypervisor.request_shutdown", "hang")
     first = await world.client.command(command(instance_id=instance.id))
-    async for _ in polling("the action to be at work"):
-        action = (await world.instance(instance.id)).action
-        if action is not None and action.claimed_by is not None:
-            break
+    await world.taken("hypervisor.request_shutdown")
     delete = await world.client.command(DeleteInstance(instance_id=instance.id))
     assert (await world.action(delete.action_id)).result == "Success"
     assert (await world.action(first.action_id)).result == "superseded"
@@ -159,10 +158,3 @@ async def test_a_delete_takes_over_a_create(world: World) -> None:
     assert (await world.action(created.action_id)).result == "superseded"
     await everything_is_delivered(world)
     await record_is_true(world)
-
-
-async def at_task(world: World, instance_id: str, task: TaskState) -> None:
-    """Wait until an action has come so far."""
-    async for _ in polling(f"{task}", every=0.01):
-        if (await world.instance(instance_id)).task_state is task:
-            return

@@ -1,6 +1,7 @@
 """Nothing destructive follows from doubt: an agent that is not sure stays outside, and its guests run on."""
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 
 import pytest
@@ -83,9 +84,12 @@ async def test_an_agent_whose_identity_was_wiped_refuses(pair: World, guest: Ins
 
 async def test_a_host_that_cannot_list_its_guests_stays_outside_until_it_can(pair: World, guest: Instance) -> None:
     guests, before = set(pair.guests(guest.id)), await pair.host(str(guest.host))
+    (other,) = set(pair.fleet.file.hosts) - {guest.host}
+    pair.fleet.process(other).signal(signal.SIGSTOP)  # it is not its listing that is to hang
     pair.arm("hypervisor.list_guests", "hang")
     await start(pair, guest)
     await pair.taken("hypervisor.list_guests")
+    pair.fleet.process(other).signal(signal.SIGCONT)
     assert (await pair.host(str(guest.host))).boot_id == before.boot_id
     pair.release("hypervisor.list_guests")
     async for _ in polling("the host to be registered anew"):

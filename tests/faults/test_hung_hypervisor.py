@@ -15,13 +15,17 @@ from tests.world import World, polling
 
 pytestmark = pytest.mark.fleet
 WORKERS = 2
-TIMEOUT = 3.0
 
 
 async def on_host(world: World, host: str, count: int) -> Sequence[str]:
-    """So many active instances on a host."""
-    ids = await crowd_of(world, 2 * count)
-    return [id_ for id_ in ids if (await world.instance(id_)).host == host][:count]
+    """So many active instances on a host; the scheduler may put more of them on the other one."""
+    found: list[str] = []
+    async for _ in polling(f"{count} instances on {host}"):
+        ids = await crowd_of(world, count)
+        found += [id_ for id_ in ids if (await world.instance(id_)).host == host]
+        if len(found) >= count:
+            break
+    return found[:count]
 
 
 async def hang(world: World, instance_id: str) -> CommandAccepted:
@@ -58,7 +62,7 @@ async def test_a_hung_call_stalls_neither_heartbeats_nor_other_instances(simulat
         assert all(beat.is_responsive and beat.guests is not None for beat in heard)
     record = await simulation.action(hung.action_id)
     assert record.result == "Error"
-    assert "destroy: no answer within 3 s" in (record.message or "")
+    assert "destroy: no answer within 6 s" in (record.message or "")
     instance = await simulation.instance(stuck)
     assert (instance.vm_state, instance.task_state) == (VmState.ACTIVE, None), "the guest runs, whatever failed"
     assert instance.fault is not None

@@ -36,7 +36,7 @@ async def suffer(world: World, step: str, point: str, command: Command) -> tuple
         instance_id = accepted.instance_ids[0]
         between = set(world.guests(instance_id))
         world.fleet.start_service(executor, wait=False)
-        await story.ends(instance_id)
+        await story.ends(accepted.action_id)
         if not isinstance(command, DeleteInstance):
             await story.reads_on(instance_id)
         (ending,) = story.endings(accepted.action_id)

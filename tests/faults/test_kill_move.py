@@ -11,7 +11,7 @@ from virtfleet_common.states import PowerState, VmState
 from virtfleet_local.fleet import LocalFleet
 
 from tests.conftest import brittle
-from tests.world import World, polling
+from tests.world import World, everything_is_delivered, polling
 
 POINTS = ["before_claim", "after_claim", "middle", "before_finish"]
 SOURCE_STEPS = ("move", "finish_revert")
@@ -66,7 +66,7 @@ async def suffer(world: World, executor: str, point: str, command: Command, inst
     async with world.story() as story:
         accepted = await world.death_of(executor, lambda: world.client.command(command))
         world.fleet.start_service(executor, wait=False)
-        await story.ends(instance_id)
+        await story.ends(accepted.action_id)
         await story.reads_on(instance_id)
         (ending,) = story.endings(accepted.action_id)
     return ending
@@ -75,8 +75,8 @@ async def suffer(world: World, executor: str, point: str, command: Command, inst
 async def decide(world: World, command: Command, instance_id: str) -> None:
     """An action that nobody disturbs."""
     async with world.story() as story:
-        await world.client.command(command)
-        await story.ends(instance_id)
+        accepted = await world.client.command(command)
+        await story.ends(accepted.action_id)
 
 
 async def all_is_clean(world: World, instance_id: str) -> Instance:
@@ -84,6 +84,7 @@ async def all_is_clean(world: World, instance_id: str) -> Instance:
     async for _ in polling("the leftovers to be cleaned and their places given back"):
         if not await world.store.cleanups.find() and await books_balance(world, instance_id):
             break
+    await everything_is_delivered(world)
     instance = await world.instance(instance_id)
     assert (instance.vm_state, instance.power_state, instance.move) == (VmState.ACTIVE, PowerState.RUNNING, None)
     assert len(world.guests(instance_id)) == 1
@@ -165,7 +166,7 @@ async def stays_as_it_was(world: World, instance: Instance) -> str:
     """A resize that fails: the guest runs on its source with its data, no trace is left. Returns the fault's code."""
     async with world.story() as story:
         accepted = await world.client.command(ResizeInstance(instance_id=instance.id, flavor="2"))
-        await story.ends(instance.id)
+        await story.ends(accepted.action_id)
         assert story.endings(accepted.action_id) == ["error"]
     after = await all_is_clean(world, instance.id)
     assert (after.host, after.flavor.id, after.task_state) == (instance.host, "1", None)

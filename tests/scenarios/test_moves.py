@@ -17,16 +17,16 @@ from virtfleet_common.states import VmState
 from virtfleet_local.fleet import LocalFleet
 
 from tests.conftest import brittle
-from tests.world import World, polling
+from tests.world import World, everything_is_delivered, phase, polling
 
 pytestmark = [pytest.mark.fleet]
 
 
 @pytest.fixture(scope="module")
 def four_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
-    """Four simulated hosts: a source, and three to be tried. A resize is confirmed by itself after three seconds."""
+    """Four simulated hosts: a source, and three to be tried. A resize is confirmed by itself after ten seconds."""
     quick = {"VIRTFLEET_CLEANUP_INTERVAL": "1", "VIRTFLEET_CONFIRM_INTERVAL": "0.5"}
-    with brittle(tmp_path_factory.mktemp("four"), 4, "test", **quick, VIRTFLEET_RESIZE_CONFIRM_WINDOW="3") as fleet:
+    with brittle(tmp_path_factory.mktemp("four"), 4, "test", **quick, VIRTFLEET_RESIZE_CONFIRM_WINDOW="10") as fleet:
         yield fleet
 
 
@@ -41,7 +41,8 @@ async def do(world: World, command: Command, instance_id: str) -> tuple[Instance
     """An action to its end: the instance and the action's history after it."""
     async with world.story() as story:
         accepted = await world.client.command(command)
-        await story.ends(instance_id)
+        await story.ends(accepted.action_id)
+    await everything_is_delivered(world)
     return await world.instance(instance_id), await world.action(accepted.action_id)
 
 
@@ -117,9 +118,7 @@ async def test_a_resize_that_nobody_decides_on_is_confirmed_by_itself(four: Worl
     instance = await four.create()
     async with four.story() as story:
         await four.client.command(ResizeInstance(instance_id=instance.id, flavor="2"))
-        await story.ends(instance.id)
-        confirmed = await story.ends(instance.id)
-    assert confirmed.data["action"] == "confirmResize"
+        await story.hears(lambda event: (event.data["action"], phase(event)) == ("confirmResize", "end"))
     assert (await four.instance(instance.id)).vm_state is VmState.ACTIVE
     await books_are_clean(four)
 

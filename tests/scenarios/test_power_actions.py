@@ -49,7 +49,7 @@ async def test_a_life(hosts: World) -> None:
         before = await hosts.instance(instance.id)
         async with hosts.story() as story:
             accepted = await hosts.client.command(command(instance_id=instance.id))
-            end = await story.ends(instance.id)
+            end = await story.ends(accepted.action_id)
             start = await story.begins(accepted.action_id)
         told = [phase(event) for event in story.told.values() if event.data["request_id"] == accepted.action_id]
         assert sorted(told) == ["end", "start"], name

@@ -30,9 +30,10 @@ async def a_guest_that_powers_itself_off(world: World, **more: Any) -> str:
     return accepted.instance_ids[0]
 
 
-async def next_of(events: Any, key: str) -> FleetEvent:
+async def next_of(events: Any, key: str, besides: str = "") -> FleetEvent:
+    """The next event of this kind; a copy of the one with the id `besides` is none."""
     async for event in events:
-        if event.key.startswith(key):
+        if event.key.startswith(key) and event.id != besides:
             return event  # type: ignore[no-any-return]
     raise AssertionError(f"{key} was not told")
 
@@ -58,7 +59,7 @@ async def test_a_guest_that_keeps_dying_is_restarted_then_put_off_and_stays_down
         assert died.data["after"] == {"vm_state": V.ACTIVE, "task_state": None, "power_state": P.SHUTDOWN}
         started = await next_of(told, "instance.start.end")
         assert started.data["after"] == {"vm_state": V.ACTIVE, "task_state": None, "power_state": P.RUNNING}
-        await next_of(told, "instance.power.stopped")
+        await next_of(told, "instance.power.stopped", besides=died.id)
     restart = await pair.action(started.data["request_id"])
     assert (restart.user_id, restart.action, restart.result) == (SYSTEM, "start", "Success")
     put_off = await pair.instance(id_)
@@ -111,7 +112,7 @@ async def orphans(world: World) -> float:
 
 async def test_a_guest_that_nobody_knows_is_told_of_once_for_each_boot_and_never_touched(host: Spoken) -> None:
     orphan, at_first = str(uuid4()), await orphans(host.world)
-    elsewhere = await host.instance(host="host-1")
+    elsewhere = await host.instance(host="a host that says nothing")
     listing = {orphan: P.RUNNING, elsewhere.id: P.PAUSED}
     async with host.world.client.subscribed(f"host.{host.name}.orphan") as told:
         for _ in range(3):

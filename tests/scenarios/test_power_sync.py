@@ -1,6 +1,6 @@
 """G6: what happens to a guest behind our back is soon on record; what was seen before is not held against it."""
 
-import time
+import asyncio
 from itertools import count
 from typing import Any
 
@@ -9,23 +9,24 @@ from virtfleet_common.states import PowerState, VmState
 from virtfleet_local.fleet import DATABASE_NAME
 
 from tests.spoken import Spoken
-from tests.world import World
+from tests.world import DEADLINE, World, polling
 
 pytestmark = pytest.mark.fleet
 V, P = VmState, PowerState
 
 
 @pytest.mark.qemu
-async def test_a_guest_that_dies_is_stopped_within_a_second(pair: World) -> None:
+async def test_a_guest_that_dies_is_stopped_by_the_news_of_it(pair: World) -> None:
     instance = await pair.create()
     ((_, process),) = pair.guests(instance.id).items()
-    async with pair.client.subscribed(f"instance.power.*.{instance.id}") as told:
-        died = time.monotonic()
+    news = []
+    async with pair.client.subscribed(f"instance.power.*.{instance.id}", "host.*.delta") as told:
         process.terminate()
-        event = await anext(told)
-        took = time.monotonic() - died
+        async with asyncio.timeout(DEADLINE):
+            while (event := await anext(told)).key.startswith("host."):
+                news.append(event.data["guest"]["instance_id"])
     assert (event.data["phase"], event.data["after"]["vm_state"]) == ("stopped", V.STOPPED)
-    assert took < 1.0
+    assert instance.id in news, "no heartbeat had to tell it"
     stopped = await pair.instance(instance.id)
     assert (stopped.vm_state, stopped.power_state, stopped.task_state) == (V.STOPPED, P.SHUTDOWN, None)
     assert (await pair.act(instance.id, {"os-start": None})).status_code == 202, "it can be started again"
@@ -65,7 +66,10 @@ async def test_a_guest_is_missing_when_three_listings_in_a_row_do_not_show_it(ho
             await host.listing(shown)
         await host.is_heard()
         assert (await host.world.instance(instance.id)).power_state is P.RUNNING, "never three in a row"
-        await host.listing({})
+        async for _ in polling("the guest to be missing"):
+            await host.listing({})
+            if (await host.world.instance(instance.id)).power_state is P.NOSTATE:
+                break
         event = await anext(told)
     assert event.data["phase"] == "missing"
     found = await host.world.instance(instance.id)

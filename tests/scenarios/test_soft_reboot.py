@@ -53,7 +53,7 @@ async def test_a_guest_that_ignores_the_button_is_rebooted_hard_and_the_record_s
     record = await pair.action(soft.action_id)
     assert record.result == "Success"
     (told,) = [event for event in record.events.values() if event.event == "soft_reboot_fell_back"]
-    assert told.details == "the guest did not shut down within 8 s"
+    assert told.details == "the guest did not shut down within 15 s"
     console = await says(pair, instance.id, "ready", 2)
     assert "power button ignored" in console, "it was asked"
     assert not set(pair.guests(instance.id)) & before

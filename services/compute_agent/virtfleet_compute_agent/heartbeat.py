@@ -41,7 +41,7 @@ class Reporter:
         """Publish a heartbeat. A listing that fails is said to have failed: it proves nothing; nor does one of a host
         that is still putting itself in order."""
         sequence = next(self._sequence)
-        guests, error = await self._listing() if self._is_settled else (None, "the host is returning")
+        guests, error = await self._listing()
         heartbeat = Heartbeat(
             host=self._host,
             boot_id=self._boot,
@@ -55,10 +55,14 @@ class Reporter:
 
     async def _listing(self) -> tuple[list[GuestReport] | None, str | None]:
         """The guests, or why nobody can tell."""
-        try:
-            return [_report(guest) for guest in await self._hypervisor.list_guests() if guest.is_ours], None
-        except Faulty as fault:
-            return None, fault.message
+        if self._is_settled:
+            try:
+                guests = [_report(guest) for guest in await self._hypervisor.list_guests() if guest.is_ours]
+            except Faulty as fault:
+                return None, fault.message
+            if self._is_settled:  # it may have given itself up while it looked
+                return guests, None
+        return None, "the host is returning"
 
     async def follow(self, executor: StepExecutor) -> None:
         """Publish each lifecycle change as libvirt reports it, for ever.
