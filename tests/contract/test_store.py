@@ -361,6 +361,26 @@ async def test_many_deliveries_noted_at_once_are_all_noted(store: Store) -> None
     assert await store.instances.find_undelivered(age=-60) == []
 
 
+async def test_unconfirmed_are_resized_guests_at_rest_on_these_hosts_whose_time_is_over(store: Store) -> None:
+    def resized(seconds_ago: float | None = 5, **fields: Any) -> Instance:
+        confirm_by = None if seconds_ago is None else ago(seconds_ago)
+        move = Move(
+            id="m", type="resize", source="node9", source_claim=None, old_vm_state=VmState.ACTIVE, confirm_by=confirm_by
+        )
+        return an_instance(**{"vm_state": VmState.RESIZED, "move": move, **fields})
+
+    due = [await store.instances.insert(resized()) for _ in range(2)]
+    for other in (
+        resized(-60), resized(None), resized(host="node2"), resized(vm_state=VmState.ERROR),
+        resized(task_state=TaskState.RESIZE_REVERTING), an_instance(),
+    ):  # fmt: skip
+        await store.instances.insert(other)
+    found = await store.instances.find_unconfirmed(now(), {"node1", "node3"})
+    assert {one.id for one in found} == {one.id for one in due}
+    assert len(await store.instances.find_unconfirmed(now(), {"node1"}, limit=1)) == 1
+    assert await store.instances.find_unconfirmed(now(), set()) == []
+
+
 async def test_undelivered_are_those_whose_effects_are_old_enough(store: Store) -> None:
     old = await store.instances.insert(an_instance(created_at=ago(10)), [an_event()])
     await store.instances.insert(an_instance(created_at=ago(10)))

@@ -48,7 +48,7 @@ class Overdue:
         stalled = await self._store.instances.find_stalled(
             unsent=settings.unsent_grace, allowance=settings.step_allowance
         )
-        up = {host.id for host in await self._store.hosts.find() if host.state is HostState.UP} if stalled else set()
+        up = await self._hosts_up() if stalled else set()
         for instance in stalled:
             action = instance.action
             if action is None:
@@ -59,9 +59,11 @@ class Overdue:
                 await self._send(instance, action)
 
     async def confirm_due(self) -> None:
-        """Confirm the moves whose owner let the time for a decision pass. "Not now" is tried again later."""
-        for instance in await self._store.instances.find_unconfirmed(self._clock.now()):
-            move, now = instance.move, self._clock.now()
+        """Confirm the moves whose owner let the time for a decision pass. "Not now" is tried again later: while the
+        guest's host is not up, the copy on the source may be the only one there is."""
+        now = self._clock.now()
+        for instance in await self._store.instances.find_unconfirmed(now, await self._hosts_up()):
+            move = instance.move
             if move is None:
                 continue
             turn = moves.confirmed(instance, move, now)
@@ -73,6 +75,9 @@ class Overdue:
                 await self._relay.commit(instance.id, expect=Expect(rev=instance.rev), **change)
             except Mismatch as mismatch:
                 log.info("move.not_confirmed", instance_id=instance.id, why=str(mismatch))
+
+    async def _hosts_up(self) -> set[str]:
+        return {host.id for host in await self._store.hosts.find() if host.state is HostState.UP}
 
     async def _send(self, instance: Instance, action: ActionState) -> None:
         if await self._relay.send_step(instance):
