@@ -45,6 +45,9 @@ class LostWork:
                 await self._end(instance, instance.action, down[instance.action.step.executor], up)
 
     async def _end(self, instance: Instance, action: ActionState, host: str, up: set[str]) -> None:
+        """The host is looked at after the instance was read: one that is back has its steps again."""
+        if await self._store.hosts.get_state(host) is not HostState.DOWN:
+            return
         fault = fault_of(HostIsLost(f"host {host} was lost while it worked on {action.step.name}"), host)
         change = ending(instance, action, host, fault, up, self._settings.max_attempts)
         expect = Expect(action_id=action.id, seq=action.step.seq, rev=instance.rev)
