@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 from virtfleet_common.memory_bus import MemoryBus
-from virtfleet_common.records import EVACUATION, ActionState, Cleanup, Fault, Host, Instance, Move, Resources
+from virtfleet_common.records import (
+    EVACUATION,
+    ActionState,
+    Cleanup,
+    Fault,
+    FenceProof,
+    Host,
+    Instance,
+    Move,
+    Resources,
+)
 from virtfleet_common.relay import Relay
 from virtfleet_common.settings import PowerSyncSettings
 from virtfleet_common.states import VmState
@@ -146,10 +156,11 @@ class Round:
         self.store = MemoryStore()
         self.lost_work = LostWork(self.store, Relay(self.store, MemoryBus(), "virtfleet/test"), PowerSyncSettings())
         self.instance, _ = at_work(case)
+        self.up = case.up
 
     async def begin(self) -> list[Host]:
         """The hosts as the round reads them at its beginning."""
-        for host in ("host-1", LOST, "host-3"):
+        for host in (LOST, *self.up):
             await self.store.hosts.register(host, uuid=host, limits=Resources(), facts={"boot_id": "boot"})
         await self.store.hosts.set_fields(LOST, as_lost(NOW))
         await self.store.instances.insert(self.instance)
@@ -171,3 +182,22 @@ async def test_a_host_that_came_back_since_the_round_began_keeps_its_steps() -> 
     assert await round_.end(hosts) == "start"
     await round_.store.hosts.set_fields(LOST, as_lost(NOW))
     assert await round_.end(hosts) is None
+
+
+TAKEN_AWAY = [case for case in CASES if case.step in ("create", "revert", "shelter") and "host" in case.sets]
+
+
+@pytest.mark.parametrize("case", TAKEN_AWAY, ids=str)
+async def test_what_a_lost_host_may_run_is_not_taken_from_it_before_it_is_fenced(case: Case) -> None:
+    round_ = Round(case)
+    hosts = await round_.begin()
+    assert await round_.end(hosts) == case.step
+    proof = FenceProof(proof="attested", at=NOW).model_dump()
+    await round_.store.hosts.set_fields(LOST, {"fence": proof})
+    assert await round_.end(hosts) == case.next
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in TAKEN_AWAY], ids=str)
+async def test_what_is_left_with_a_lost_host_or_was_not_begun_there_waits_for_no_fence(case: Case) -> None:
+    round_ = Round(case)
+    assert await round_.end(await round_.begin()) == case.next
