@@ -17,6 +17,7 @@ from virtfleet_common.records import (
     ActionRecord,
     ActionState,
     Allocation,
+    Cleanup,
     Fencing,
     Flavor,
     Instance,
@@ -36,7 +37,7 @@ from virtfleet_local.database import Database
 
 IDLE: frozenset[TaskState | None] = frozenset({None})
 SMALL = Flavor(id="1", name="m1.small", vcpus=1, ram_mb=512, disk_gb=5)
-PARTS = ("instances", "actions", "hosts", "flavors", "images", "tokens", "amqp_users", "replies")
+PARTS = ("instances", "actions", "hosts", "flavors", "images", "tokens", "amqp_users", "replies", "cleanups")
 
 
 @pytest.fixture
@@ -359,6 +360,35 @@ async def test_many_deliveries_noted_at_once_are_all_noted(store: Store) -> None
     noted = [Delivered(one.id, [effect["id"] for effect in one.outbox]) for one in stored]
     await asyncio.gather(*(store.instances.mark_delivered(one) for one in noted))
     assert await store.instances.find_undelivered(age=-60) == []
+
+
+async def test_unconfirmed_are_resized_guests_at_rest_on_these_hosts_whose_time_is_over(store: Store) -> None:
+    def resized(seconds_ago: float | None = 5, **fields: Any) -> Instance:
+        confirm_by = None if seconds_ago is None else ago(seconds_ago)
+        move = Move(
+            id="m", type="resize", source="node9", source_claim=None, old_vm_state=VmState.ACTIVE, confirm_by=confirm_by
+        )
+        return an_instance(**{"vm_state": VmState.RESIZED, "move": move, **fields})
+
+    due = [await store.instances.insert(resized()) for _ in range(2)]
+    for other in (
+        resized(-60), resized(None), resized(host="node2"), resized(vm_state=VmState.ERROR),
+        resized(task_state=TaskState.RESIZE_REVERTING), an_instance(),
+    ):  # fmt: skip
+        await store.instances.insert(other)
+    found = await store.instances.find_unconfirmed(now(), {"node1", "node3"})
+    assert {one.id for one in found} == {one.id for one in due}
+    assert len(await store.instances.find_unconfirmed(now(), {"node1"}, limit=1)) == 1
+    assert await store.instances.find_unconfirmed(now(), set()) == []
+
+
+async def test_who_owes_a_clean_up_of_an_instance_is_known_until_it_is_done(store: Store) -> None:
+    for id_, host, owed_for in (("m1", "node2", "i1"), ("m2", "node1", "i1"), ("m3", "node2", "i1"), ("m4", "n", "i2")):
+        await store.cleanups.add(Cleanup(id=id_, host=host, instance_id=owed_for, created_at=now()))
+    assert await store.cleanups.find_owing("i1") == ["node1", "node2"]
+    await store.cleanups.remove("m2")
+    assert await store.cleanups.find_owing("i1") == ["node2"]
+    assert await store.cleanups.find_owing("i3") == []
 
 
 async def test_undelivered_are_those_whose_effects_are_old_enough(store: Store) -> None:

@@ -5,10 +5,25 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from virtfleet_common.records import EVACUATION, ActionState, Cleanup, Fault, Instance, Move
+from virtfleet_common.memory_bus import MemoryBus
+from virtfleet_common.records import (
+    EVACUATION,
+    ActionState,
+    Cleanup,
+    Fault,
+    FenceProof,
+    Host,
+    Instance,
+    Move,
+    Resources,
+)
+from virtfleet_common.relay import Relay
+from virtfleet_common.settings import PowerSyncSettings
 from virtfleet_common.states import VmState
 from virtfleet_common.steps import STEPS, Executor, make_step
-from virtfleet_power_sync.lost_work import ending
+from virtfleet_common.store.hosts import as_lost
+from virtfleet_common.store.memory import MemoryStore
+from virtfleet_power_sync.lost_work import LostWork, ending
 
 from tests.unit.records import NOW, an_instance
 
@@ -129,3 +144,60 @@ def test_every_step_of_a_host_has_a_case() -> None:
 def test_a_host_that_was_lost_while_it_built_is_not_tried_again() -> None:
     change = ending(*at_work(CASES[0]), LOST, FAULT, {"host-1"}, 3)
     assert change["action"]["notes.excluded"] == [LOST]
+
+
+# What is done about it, and when
+
+
+class Round:
+    """A lost host with one instance at work on it, and who ends that work."""
+
+    def __init__(self, case: Case) -> None:
+        self.store = MemoryStore()
+        self.lost_work = LostWork(self.store, Relay(self.store, MemoryBus(), "virtfleet/test"), PowerSyncSettings())
+        self.instance, _ = at_work(case)
+        self.up = case.up
+
+    async def begin(self) -> list[Host]:
+        """The hosts as the round reads them at its beginning."""
+        for host in (LOST, *self.up):
+            await self.store.hosts.register(host, uuid=host, limits=Resources(), facts={"boot_id": "boot"})
+        await self.store.hosts.set_fields(LOST, as_lost(NOW))
+        await self.store.instances.insert(self.instance)
+        return await self.store.hosts.find()
+
+    async def end(self, hosts: list[Host]) -> str | None:
+        """The step of the instance after the round; None: its action has ended."""
+        await self.lost_work.end(hosts)
+        now = await self.store.instances.get(self.instance.id)
+        assert now is not None
+        return now.action.step.name if now.action else None
+
+
+async def test_a_host_that_came_back_since_the_round_began_keeps_its_steps() -> None:
+    start = next(case for case in CASES if case.step == "start")
+    round_ = Round(start)
+    hosts = await round_.begin()
+    await round_.store.hosts.register(LOST, uuid=LOST, limits=Resources(), facts={"boot_id": "new"})
+    assert await round_.end(hosts) == "start"
+    await round_.store.hosts.set_fields(LOST, as_lost(NOW))
+    assert await round_.end(hosts) is None
+
+
+TAKEN_AWAY = [case for case in CASES if case.step in ("create", "revert", "shelter") and "host" in case.sets]
+
+
+@pytest.mark.parametrize("case", TAKEN_AWAY, ids=str)
+async def test_what_a_lost_host_may_run_is_not_taken_from_it_before_it_is_fenced(case: Case) -> None:
+    round_ = Round(case)
+    hosts = await round_.begin()
+    assert await round_.end(hosts) == case.step
+    proof = FenceProof(proof="attested", at=NOW).model_dump()
+    await round_.store.hosts.set_fields(LOST, {"fence": proof})
+    assert await round_.end(hosts) == case.next
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in TAKEN_AWAY], ids=str)
+async def test_what_is_left_with_a_lost_host_or_was_not_begun_there_waits_for_no_fence(case: Case) -> None:
+    round_ = Round(case)
+    assert await round_.end(await round_.begin()) == case.next

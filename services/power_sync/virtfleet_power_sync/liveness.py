@@ -15,6 +15,8 @@ from virtfleet_common.states import HostState
 from virtfleet_common.store import Store
 from virtfleet_common.store.hosts import as_lost
 
+from virtfleet_power_sync.watch import Watch
+
 log = structlog.get_logger()
 
 
@@ -69,9 +71,10 @@ class Judgement:
     is_suspect: bool = False
 
 
-def judge(hosts: Sequence[Host], now: datetime, settings: PowerSyncSettings) -> Judgement:
-    """What their silence says of the hosts. One that fell silent alone is never too many."""
-    judged = {host.id: _state(host, now, settings) for host in hosts}
+def judge(hosts: Sequence[Host], now: datetime, listening_since: datetime, settings: PowerSyncSettings) -> Judgement:
+    """What their silence says of the hosts: none is declared down before it could be heard for `host_down_after`
+    seconds. One that fell silent alone is never too many."""
+    judged = {host.id: _state(host, now, listening_since, settings) for host in hosts}
     present = [host for host in hosts if host.state is not HostState.DOWN and not host.is_forced_down]
     silent = [host for host in present if judged[host.id] is not HostState.UP]
     if len(silent) <= 1 or len(silent) < settings.mass_loss_fraction * len(present):
@@ -79,17 +82,21 @@ def judge(hosts: Sequence[Host], now: datetime, settings: PowerSyncSettings) -> 
     return Judgement(judged | {host.id: HostState.UNKNOWN for host in silent}, is_suspect=True)
 
 
-def _state(host: Host, now: datetime, settings: PowerSyncSettings) -> HostState:
+def _state(host: Host, now: datetime, listening_since: datetime, settings: PowerSyncSettings) -> HostState:
     if host.is_forced_down or host.boot_id is None:
         return HostState.DOWN
     silence = (now - host.last_seen).total_seconds() if host.last_seen else settings.host_down_after
-    if silence >= settings.host_down_after:
+    listened = (now - listening_since).total_seconds()
+    if min(silence, listened) >= settings.host_down_after:
         return HostState.DOWN
     return HostState.UNKNOWN if silence >= settings.host_unknown_after else HostState.UP
 
 
 class Liveness:
-    """Writes what `judge` says, and tells every change of a host's state, whoever made it."""
+    """Writes what `judge` says, and tells every change of a host's state, whoever made it.
+
+    While the broker is away, or so many are silent that it may be our own network, nobody counts as listened to.
+    """
 
     def __init__(self, store: Store, bus: Bus, clock: Clock, seen: SeenHosts, settings: PowerSyncSettings) -> None:
         self._store = store
@@ -97,13 +104,19 @@ class Liveness:
         self._clock = clock
         self._seen = seen
         self._settings = settings
+        self._watch = Watch(clock.now(), settings.liveness_interval + settings.heartbeat_interval)
         self._is_alarmed = False
 
     async def check(self) -> list[Host]:
         """One round: every host, as judged. A change is written, and told, by compare-and-set, so only one replica does
         it."""
-        hosts = await self._store.hosts.find()
-        judgement = judge(hosts, self._clock.now(), self._settings)
+        hosts, now = await self._store.hosts.find(), self._clock.now()
+        self._watch.look(now)
+        if not self._bus.is_connected:
+            self._watch.begin_anew(now)
+        judgement = judge(hosts, now, self._watch.since, self._settings)
+        if judgement.is_suspect:
+            self._watch.begin_anew(now)
         await self._alarm(judgement)
         return [await self._settled(host, judgement.states[host.id]) for host in hosts]
 

@@ -1,7 +1,8 @@
 """Work whose host is lost ends by itself, so that nothing stands in the way of an evacuation.
 
 What can go on elsewhere does (a create, the preparation of a move, an evacuation); the rest ends with the fault
-`host_lost`. What the lost host may hold of it is its clean-up, for when it returns.
+`host_lost`. What the lost host may hold of it is its clean-up, for when it returns. An instance that it may run is not
+taken from it before it is fenced: until then the action waits, for as long as an action may (`overdue.py`).
 """
 
 from collections.abc import Sequence
@@ -45,8 +46,14 @@ class LostWork:
                 await self._end(instance, instance.action, down[instance.action.step.executor], up)
 
     async def _end(self, instance: Instance, action: ActionState, host: str, up: set[str]) -> None:
+        """The host is looked at after the instance was read: one that is back has its steps again."""
+        lost = await self._store.hosts.get_brief(host)
+        if lost is None or lost.state is not HostState.DOWN:
+            return
         fault = fault_of(HostIsLost(f"host {host} was lost while it worked on {action.step.name}"), host)
         change = ending(instance, action, host, fault, up, self._settings.max_attempts)
+        if "host" in change["set"] and lost.fence is None:
+            return
         expect = Expect(action_id=action.id, seq=action.step.seq, rev=instance.rev)
         try:
             await self._relay.commit(instance.id, expect=expect, **change)

@@ -4,7 +4,7 @@ This is what makes a lost message, a crashed writer or an emptied broker harmles
 what was read, so that replicas of this service, and the executor itself, may act at the same moment.
 """
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import structlog
@@ -17,6 +17,8 @@ from virtfleet_common.relay import Relay
 from virtfleet_common.settings import PowerSyncSettings
 from virtfleet_common.states import HostState, VmState
 from virtfleet_common.store import Delivered, Expect, Mismatch, Store
+
+from virtfleet_power_sync.watch import Watch
 
 log = structlog.get_logger()
 
@@ -35,6 +37,7 @@ class Overdue:
         self._relay = relay
         self._clock = clock
         self._settings = settings
+        self._watch = Watch(clock.now(), settings.resend_interval + settings.renew_interval)
 
     async def deliver_unsent(self) -> None:
         """Deliver the effects that their writer left in the outbox."""
@@ -48,20 +51,23 @@ class Overdue:
         stalled = await self._store.instances.find_stalled(
             unsent=settings.unsent_grace, allowance=settings.step_allowance
         )
-        up = {host.id for host in await self._store.hosts.find() if host.state is HostState.UP} if stalled else set()
+        self._watch.look(self._clock.now())
+        up = await self._hosts_up() if stalled else set()
         for instance in stalled:
             action = instance.action
             if action is None:
                 continue
-            if action.expires_at < self._clock.now():
+            if self._deadline(action) < self._clock.now():
                 await self._end(instance, action)
             elif _is_reachable(action, up):
                 await self._send(instance, action)
 
     async def confirm_due(self) -> None:
-        """Confirm the moves whose owner let the time for a decision pass. "Not now" is tried again later."""
-        for instance in await self._store.instances.find_unconfirmed(self._clock.now()):
-            move, now = instance.move, self._clock.now()
+        """Confirm the moves whose owner let the time for a decision pass. "Not now" is tried again later: while the
+        guest's host is not up, the copy on the source may be the only one there is."""
+        now = self._clock.now()
+        for instance in await self._store.instances.find_unconfirmed(now, await self._hosts_up()):
+            move = instance.move
             if move is None:
                 continue
             turn = moves.confirmed(instance, move, now)
@@ -73,6 +79,16 @@ class Overdue:
                 await self._relay.commit(instance.id, expect=Expect(rev=instance.rev), **change)
             except Mismatch as mismatch:
                 log.info("move.not_confirmed", instance_id=instance.id, why=str(mismatch))
+
+    def _deadline(self, action: ActionState) -> datetime:
+        """When the action is given up: its time is over, nothing was heard of it for as long, and whoever is at work
+        has had the time to say so since this process looks on."""
+        silence, allowance = self._settings.action_timeout, self._settings.step_allowance
+        heard_by = action.progressed_at + timedelta(seconds=silence)
+        return max(action.expires_at, heard_by, self._watch.since + timedelta(seconds=allowance))
+
+    async def _hosts_up(self) -> set[str]:
+        return {host.id for host in await self._store.hosts.find() if host.state is HostState.UP}
 
     async def _send(self, instance: Instance, action: ActionState) -> None:
         if await self._relay.send_step(instance):

@@ -58,9 +58,15 @@ class Selecting:
         return await self._to_destination(run, "prepare", run.instance.new_flavor)
 
     async def select_shelter(self, run: StepRun) -> Outcome:
-        """The host that a guest of a lost host goes to, once that is surely off. Raises NotFenced, NoValidHost."""
-        await self._fenced(_move(run).source)
-        return await self._to_destination(run, "shelter", lost=[_move(run).source])
+        """The host that a guest of a lost host goes to, once that is surely off, and every other lost host that has yet
+        to clean up after it. Raises NotFenced, SourceIsBack, NoValidHost."""
+        source = _move(run).source
+        for host in (source, *await self._store.cleanups.find_owing(run.instance.id)):
+            await self._fenced(host)
+        state = await self._store.hosts.get_state(source)
+        if state not in (HostState.DOWN, None):  # a host that nobody knows any more is no danger
+            raise SourceIsBack(f"host {source} is {state}: its guests stay where they are")
+        return await self._to_destination(run, "shelter", lost=[source])
 
     async def _to_destination(
         self, run: StepRun, then: str, flavor: Flavor | None = None, lost: Sequence[str] = ()
@@ -80,9 +86,9 @@ class Selecting:
         )
 
     async def _fenced(self, host_id: str) -> None:
-        """Wait for the proof that a lost host runs nothing any more."""
+        """Wait for the proof that a host, while it is lost, runs nothing any more."""
         deadline = time.monotonic() + self._fence_timeout
-        while not _is_fenced(host_id, await self._store.hosts.get(host_id)):
+        while _may_run_guests(await self._store.hosts.get_brief(host_id)):
             if time.monotonic() > deadline:
                 raise NotFenced(f"host {host_id} was not proven to be off within {self._fence_timeout:g} s")
             await asyncio.sleep(_FENCE_CHECK)
@@ -94,8 +100,5 @@ def _move(run: StepRun) -> Move:
     return run.instance.move
 
 
-def _is_fenced(host_id: str, host: Host | None) -> bool:
-    """A host that nobody knows any more is no danger. Raises SourceIsBack."""
-    if host is not None and host.state is not HostState.DOWN:
-        raise SourceIsBack(f"host {host_id} is {host.state}: its guests stay where they are")
-    return host is None or host.fence is not None
+def _may_run_guests(lost: Host | None) -> bool:
+    return lost is not None and lost.state is HostState.DOWN and lost.fence is None

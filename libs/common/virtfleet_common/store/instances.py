@@ -275,10 +275,11 @@ class Instances:
         return [Instance.model_validate(row) async for row in rows]
 
     @guarded
-    async def find_unconfirmed(self, now: datetime, limit: int = 500) -> list[Instance]:
-        """Instances whose move should be confirmed by `now`, and that nothing is at work on."""
+    async def find_unconfirmed(self, now: datetime, hosts: Collection[str], limit: int = 500) -> list[Instance]:
+        """Instances on these hosts whose move should be confirmed by `now`, and that nothing is at work on."""
         due = {"move.confirm_by": {"$lt": now}, "vm_state": VmState.RESIZED, "task_state": None}
-        return [Instance.model_validate(row) async for row in self._rows.find(due).limit(limit)]
+        rows = self._rows.find({**due, "host": {"$in": list(hosts)}}).limit(limit)
+        return [Instance.model_validate(row) async for row in rows]
 
     @guarded
     async def count_busy(self, tasks: Collection[TaskState]) -> dict[str, int]:

@@ -128,7 +128,7 @@ class Cleanups:
 
     async def create_indexes(self) -> None:
         """Declare the indexes."""
-        await self._rows.create_indexes([IndexModel([("host", ASCENDING)])])
+        await self._rows.create_indexes([IndexModel([("host", ASCENDING)]), IndexModel([("instance_id", ASCENDING)])])
 
     @guarded
     async def add(self, cleanup: Cleanup) -> None:
@@ -147,6 +147,12 @@ class Cleanups:
         """What a host owes (None: every host), oldest first."""
         rows = self._rows.find({"host": host} if host else {}).sort("created_at", ASCENDING)
         return [Cleanup.model_validate(row) async for row in rows]
+
+    @guarded
+    async def find_owing(self, instance_id: str) -> list[str]:
+        """The hosts that owe a clean-up of an instance, by name: what is left there may run."""
+        rows = self._rows.find({"instance_id": instance_id}, {"host": 1})
+        return sorted({row["host"] async for row in rows})
 
     @guarded
     async def remove(self, cleanup_id: str) -> None:

@@ -140,9 +140,9 @@ class MemoryInstances(Instances):
         found = [one for one in self._records.values() if any(is_older(effect["at"], age) for effect in one.outbox)]
         return found[:limit]
 
-    async def find_unconfirmed(self, now: datetime, limit: int = 500) -> list[Instance]:
+    async def find_unconfirmed(self, now: datetime, hosts: Collection[str], limit: int = 500) -> list[Instance]:
         await round_trip()
-        return [one for one in self._records.values() if _is_unconfirmed(one, now)][:limit]
+        return [one for one in self._records.values() if one.host in hosts and _is_unconfirmed(one, now)][:limit]
 
     async def count_busy(self, tasks: Collection[TaskState]) -> dict[str, int]:
         await round_trip()

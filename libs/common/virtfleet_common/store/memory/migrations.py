@@ -71,6 +71,10 @@ class MemoryCleanups(Cleanups):
         owed = [one for one in self._records.values() if host in (None, one.host)]
         return sorted(owed, key=lambda one: one.created_at)
 
+    async def find_owing(self, instance_id: str) -> list[str]:
+        await round_trip()
+        return sorted({one.host for one in self._records.values() if one.instance_id == instance_id})
+
     async def remove(self, cleanup_id: str) -> None:
         await round_trip()
         self._records.pop(cleanup_id, None)
