@@ -104,7 +104,7 @@ class Liveness:
         self._clock = clock
         self._seen = seen
         self._settings = settings
-        self._watch = Watch(clock.now(), settings.liveness_interval + settings.heartbeat_interval)
+        self._watch = Watch(clock.now(), settings.host_unknown_after)
         self._is_alarmed = False
 
     async def check(self) -> list[Host]:

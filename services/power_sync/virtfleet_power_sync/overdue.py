@@ -37,7 +37,7 @@ class Overdue:
         self._relay = relay
         self._clock = clock
         self._settings = settings
-        self._watch = Watch(clock.now(), settings.resend_interval + settings.renew_interval)
+        self._watch = Watch(clock.now(), settings.step_allowance)
 
     async def deliver_unsent(self) -> None:
         """Deliver the effects that their writer left in the outbox."""
