@@ -75,9 +75,9 @@ class Cleaner:
 
     async def _remove(self, owed: Cleanup) -> None:
         hypervisor, id_ = self._hypervisor, owed.instance_id
-        await hypervisor.close_export(id_, adopt=False, token=owed.migration_id)
-        if owed.migration_id is not None:
-            await hypervisor.remove_probe(owed.migration_id)
+        await hypervisor.close_export(id_, adopt=False, token=owed.transfer)
+        if owed.transfer is not None:
+            await hypervisor.remove_probe(owed.transfer)
         instance = await self._store.instances.get(id_)
         lives_here = instance is not None and instance.host == self._host and instance.vm_state is not VmState.DELETED
         if lives_here:

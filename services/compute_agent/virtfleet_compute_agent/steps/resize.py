@@ -44,8 +44,8 @@ async def prepare(host: HostContext, run: StepRun) -> HandOver:
         raise HypervisorFault(f"this host has no network {', '.join(missing)}", operation="prepare", code="no_network")
     await check_reachable(host, instance)
     reach("prepare.middle")
-    await host.hypervisor.probe_shared(move.id)
-    export = await host.hypervisor.open_export(instance, move.id)
+    await host.hypervisor.probe_shared(move.transfer)
+    export = await host.hypervisor.open_export(instance, move.transfer)
     told = lifecycle(instance, run.action.name, "prep", after={}, request_id=run.action.id)
     return HandOver("move", move.source, {}, {"export": asdict(export)}, [told])
 
@@ -73,7 +73,7 @@ async def _sent(host: HostContext, run: StepRun, move: Move) -> int | None:
     await hypervisor.destroy(id_)
     reach("move.middle")
     await hypervisor.undefine(id_)
-    if await hypervisor.sees_probe(move.id):
+    if await hypervisor.sees_probe(move.transfer):
         return None
     await hypervisor.set_aside(id_)
     return await hypervisor.send_disk(run.instance, Export(**run.action.notes["export"]), _progress(run))
@@ -123,7 +123,7 @@ async def _taken_over(host: HostContext, run: StepRun) -> PowerState:
     hypervisor, instance, move = host.hypervisor, run.instance, open_move(run)
     guest = await hypervisor.observe(instance.id)
     if not is_made_by(guest, run.action.id):
-        await hypervisor.remove_probe(move.id)
+        await hypervisor.remove_probe(move.transfer)
         size = run.action.notes.get("disk_bytes", 0)
         await hypervisor.close_export(instance.id, adopt=not move.is_shared, size_bytes=size)
         await hypervisor.create_disk(instance)
