@@ -259,7 +259,7 @@ async def test_a_new_token_gets_an_empty_export_with_a_new_key(
     await source.adapter.send_disk(instance, old)
     new = await destination.adapter.open_export(instance, "t2")
     assert new.key != old.key
-    assert destination.layout.incoming(instance.id).stat().st_size < MIB
+    assert destination.layout.incoming(instance.id, "t2").stat().st_size < MIB
     assert len(of_root(root, "qemu-nbd")) == 1
     with pytest.raises(HypervisorFault):
         await source.adapter.send_disk(instance, old)
@@ -281,7 +281,7 @@ async def test_nobody_listens_after_it_was_closed(
         await destination.adapter.close_export(instance.id, adopt=False)
     assert not is_listening(export)
     assert of_root(root) == []
-    assert not destination.layout.incoming(instance.id).exists()
+    assert not destination.layout.incoming(instance.id, "t1").exists()
     with faulty("transfer_refused"):
         await source.adapter.send_disk(instance, export)
 
