@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from virtfleet_common.errors import Faulty
 from virtfleet_common.records import Cleanup, Instance, Move, Resources
-from virtfleet_common.states import VmState
+from virtfleet_common.states import PowerState, VmState
 from virtfleet_common.store import Expect
 from virtfleet_common.store.memory import MemoryStore
 from virtfleet_compute_agent.cleanups import Cleaner
@@ -150,3 +151,29 @@ async def test_whoever_prepares_for_the_instance_has_this_host_clean_before(owin
     await owing.cleaner.clean(instance.id)
     assert not files.exists()
     assert not await owing.is_owed()
+
+
+async def test_a_guest_that_is_newer_than_the_record_is_left_alone(owing: Owing) -> None:
+    instance = await owing.owe(host=APART)
+    newer = instance.model_copy(update={"epoch": instance.epoch + 1})
+    await owing.hypervisor.create_disk(newer)
+    await owing.hypervisor.define(newer)
+    await owing.hypervisor.start(newer.id)
+    await owing.cleaner.clean_all()
+    guest = await owing.hypervisor.observe(instance.id)
+    assert guest is not None
+    assert guest.power_state is PowerState.RUNNING
+    assert owing.layout.disk(instance.id).exists()
+    assert await owing.is_owed()
+    with pytest.raises(Faulty, match="epoch 4"):
+        await owing.cleaner.clean(instance.id)
+
+
+async def test_a_guest_as_old_as_the_record_goes(owing: Owing) -> None:
+    instance = await owing.owe(host=APART)
+    older = instance.model_copy(update={"epoch": instance.epoch - 1})
+    await owing.hypervisor.create_disk(older)
+    await owing.hypervisor.define(older)
+    await owing.cleaner.clean_all()
+    assert await owing.hypervisor.observe(instance.id) is None
+    assert not owing.layout.instance(instance.id).exists()

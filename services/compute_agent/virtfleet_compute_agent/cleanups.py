@@ -1,7 +1,7 @@
 """What this host owes: the leftovers of moves, removed when they are announced, at start, and now and then.
 
-Only leftovers go: a guest that the record places on this host is never touched; nor are
-files that a host which has to do with the instance by now may see too.
+Only leftovers go: a guest that the record places on this host is never touched, nor one that is newer than the record;
+nor are files that a host which has to do with the instance by now may see too.
 """
 
 import asyncio
@@ -20,6 +20,12 @@ from virtfleet_common.store import Store
 from virtfleet_compute_agent.storage import Storage
 
 log = structlog.get_logger()
+
+
+class UnknownGuest(Faulty):
+    """The record is older than the guest: somebody has to look, as with every guest that the record does not know."""
+
+    code = "unknown_guest"
 
 
 def queue(host: str) -> QueueSpec:
@@ -91,6 +97,9 @@ class Cleaner:
         lives_here = instance is not None and instance.host == self._host and instance.vm_state is not VmState.DELETED
         if lives_here:
             return
+        guest = await hypervisor.observe(id_)
+        if instance is not None and guest is not None and guest.epoch > instance.epoch:
+            raise UnknownGuest(f"the guest here is of epoch {guest.epoch}, and the record of epoch {instance.epoch}")
         await hypervisor.destroy(id_)
         await hypervisor.undefine(id_)
         if not await self._is_shared(owed, instance):
