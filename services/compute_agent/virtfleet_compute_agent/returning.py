@@ -68,7 +68,8 @@ class Returning:
         return not await self._store.instances.find_evacuating(self._host)
 
     async def start_guests(self) -> None:
-        """Start what the record says is running, if the machine was off meanwhile. What fails is reported as it is."""
+        """Start what the record says is running, if the machine was off meanwhile, or guests were switched off to give
+        them up. What fails is reported as it is."""
         if self._power.was_off():
             await self._start_all(await self._due())
         self._power.note_on()
@@ -103,7 +104,7 @@ class Returning:
             except Faulty as error:
                 log.warning("guest.not_started", instance_id=instance.id, error=error.message)
             else:
-                log.info("guest.started", instance_id=instance.id, why="the machine was off")
+                log.info("guest.started", instance_id=instance.id, why="it was off")
 
     async def _do(self, what: Deed, guest: Guest) -> None:
         match what:
@@ -111,6 +112,8 @@ class Returning:
                 seen = await self._hypervisor.observe(guest.instance_id)
                 if seen is None or seen.epoch != guest.epoch:
                     return  # it went, or came here anew, since it was listed
+                if what is Deed.STOP and seen.power_state.is_on:
+                    self._power.note_off()  # it may stay this host's after all, and is started then
                 await self._hypervisor.destroy(guest.instance_id)
                 if what is Deed.FORGET:
                     await self._hypervisor.undefine(guest.instance_id)
@@ -125,14 +128,16 @@ def _is_being_fenced(host: Host) -> bool:
 
 
 class PowerLog:
-    """Whether the machine ran all the time since its guests were seen to: kept in the state directory."""
+    """Whether the guests ran all the time since they were seen to, for all that the machine and the agent have done to
+    them: kept in the state directory."""
 
     def __init__(self, state_dir: Path, boot_file: Path) -> None:
         self._known = state_dir / "last_boot"
         self._boot_file = boot_file
 
     def was_off(self) -> bool:
-        """Whether this is another boot than the one noted last; False where nothing was noted yet."""
+        """Whether this is another boot than the one noted last, or guests were switched off in this one; False where
+        nothing was noted yet."""
         return self._known.exists() and self._known.read_text() != self._boot()
 
     def note_on(self) -> None:
@@ -142,7 +147,7 @@ class PowerLog:
         part.rename(self._known)
 
     def note_off(self) -> None:
-        """The guests of this boot are off."""
+        """Guests of this boot were switched off, and by no wish of their owners."""
         self._known.write_text("off")
 
     def _boot(self) -> str:

@@ -1,0 +1,79 @@
+"""A host that returns: which of its guests it switches off, and which it starts, on libvirt's test driver."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from virtfleet_common.records import EVACUATION, Instance, Move, Resources
+from virtfleet_common.states import PowerState, VmState
+from virtfleet_common.store import Expect
+from virtfleet_common.store.memory import MemoryStore
+from virtfleet_compute_agent.cleanups import Cleaner
+from virtfleet_compute_agent.hypervisor import LibvirtHypervisor
+from virtfleet_compute_agent.returning import Returning
+from virtfleet_compute_agent.storage import Storage
+
+from tests.hypervisors import an_instance, settings
+
+HOST, BOOT = "host-1", "boot-1"
+EVACUATED = Move(id="m-1", type=EVACUATION, source=HOST, source_claim=None, old_vm_state=VmState.ACTIVE)
+
+
+class Home:
+    """A host with a record of its own, and guests that it or the record knows."""
+
+    def __init__(self, hypervisor: LibvirtHypervisor, folder: Path) -> None:
+        self.store = MemoryStore()
+        self.hypervisor = hypervisor
+        machine_boot = folder / "boot_id"
+        machine_boot.write_text("the first boot of the machine")
+        cleaner = Cleaner(HOST, self.store, hypervisor, Storage(self.store, hypervisor))
+        config = settings("test:///default", folder, machine_boot_file=machine_boot)
+        self.returning = Returning(HOST, self.store, hypervisor, cleaner, config)
+
+    async def guest(self, power: PowerState = PowerState.RUNNING, **fields: Any) -> Instance:
+        """An active instance of this host, whose guest is as `power` says."""
+        instance = await self.store.instances.insert(an_instance(host=HOST, epoch=3, **fields))
+        await self.hypervisor.define(instance)
+        if power.is_on:
+            await self.hypervisor.start(instance.id)
+        return instance
+
+    async def runs(self, instance: Instance) -> bool:
+        guest = await self.hypervisor.observe(instance.id)
+        return guest is not None and guest.power_state.is_on
+
+    async def change(self, instance: Instance, **fields: Any) -> None:
+        await self.store.instances.transition(instance.id, expect=Expect(), set=fields)
+
+
+@pytest.fixture
+async def home(tmp_path: Path) -> AsyncIterator[Home]:
+    hypervisor = LibvirtHypervisor(settings("test:///default", tmp_path))
+    await hypervisor.open()
+    made = Home(hypervisor, tmp_path)
+    await made.store.hosts.register(HOST, uuid="u", limits=Resources(), facts={"boot_id": BOOT})
+    await made.returning.start_guests()
+    yield made
+    for guest in await hypervisor.list_guests():
+        await hypervisor.destroy(guest.instance_id)
+        await hypervisor.undefine(guest.instance_id)
+    await hypervisor.close()
+
+
+async def test_a_guest_that_was_stopped_for_an_evacuation_which_failed_is_started_again(home: Home) -> None:
+    instance = await home.guest(move=EVACUATED)
+    await home.returning.sort_out()
+    assert not await home.runs(instance)
+    await home.change(instance, move=None)
+    await home.returning.start_guests()
+    assert await home.runs(instance)
+
+
+async def test_a_guest_that_was_off_already_is_nothing_that_the_agent_has_stopped(home: Home) -> None:
+    instance = await home.guest(PowerState.SHUTDOWN, move=EVACUATED)
+    await home.returning.sort_out()
+    await home.change(instance, move=None)
+    await home.returning.start_guests()
+    assert not await home.runs(instance)
