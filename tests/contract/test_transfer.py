@@ -25,7 +25,7 @@ from virtfleet_common.records import Image, Instance
 from virtfleet_compute_agent.hypervisor import LibvirtHypervisor
 from virtfleet_compute_agent.hypervisor.layout import Layout
 
-from tests.hypervisors import FLAVOR, an_instance, image_of, opened, qcow2, settings
+from tests.hypervisors import FLAVOR, NOW, an_instance, image_of, opened, qcow2, settings
 
 MIB = 1024**2
 DATA = 24 * MIB
@@ -617,6 +617,22 @@ async def test_a_disk_that_came_needs_no_image_any_more(source: Host, destinatio
     await destination.adapter.create_disk(instance.model_copy(update={"image": gone}))
     assert arrived_whole(source, destination, instance)
     assert not destination.layout.images.exists()
+
+
+async def test_a_guest_that_was_launched_before_gets_no_fresh_disk(source: Host, destination: Host) -> None:
+    launched = an_instance(launched_at=NOW)
+    with faulty("no_disk"):
+        await destination.adapter.create_disk(launched)
+    assert not destination.layout.instance(launched.id).exists()
+    await destination.adapter.create_disk(launched, is_anew=True)
+    for _ in range(2):
+        number = destination.layout.disk(launched.id).stat().st_ino
+        destination.layout.instance(launched.id).rename(destination.layout.aside(launched.id))
+        await destination.adapter.create_disk(launched)
+        assert destination.layout.disk(launched.id).stat().st_ino == number
+    await source.adapter.create_disk(
+        an_instance(launched_at=NOW, image=None, block_devices=[{"path": "/v", "boot_index": 0}])
+    )
 
 
 async def test_a_disk_grows_and_never_shrinks(destination: Host) -> None:
