@@ -1,10 +1,12 @@
 """A host that returns: which of its guests it switches off, and which it starts, on libvirt's test driver."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from virtfleet_common.errors import Faulty, HypervisorFault
 from virtfleet_common.records import EVACUATION, Instance, Move, Resources
 from virtfleet_common.states import PowerState, VmState
 from virtfleet_common.store import Expect
@@ -20,10 +22,32 @@ HOST, BOOT = "host-1", "boot-1"
 EVACUATED = Move(id="m-1", type=EVACUATION, source=HOST, source_claim=None, old_vm_state=VmState.ACTIVE)
 
 
+class Slow(LibvirtHypervisor):
+    """A host that stands still between the definition of a guest and its start, until it is let go on, and whose guests
+    in `stuck` cannot be switched off."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.stands_still = asyncio.Event()
+        self.goes_on = asyncio.Event()
+        self.goes_on.set()
+        self.stuck: set[str] = set()
+
+    async def destroy(self, instance_id: str) -> None:
+        if instance_id in self.stuck:
+            raise HypervisorFault("the guest does not die", operation="destroy", code=0)
+        await super().destroy(instance_id)
+
+    async def define(self, instance: Instance) -> None:
+        await super().define(instance)
+        self.stands_still.set()
+        await self.goes_on.wait()
+
+
 class Home:
     """A host with a record of its own, and guests that it or the record knows."""
 
-    def __init__(self, hypervisor: LibvirtHypervisor, folder: Path) -> None:
+    def __init__(self, hypervisor: Slow, folder: Path) -> None:
         self.store = MemoryStore()
         self.hypervisor = hypervisor
         machine_boot = folder / "boot_id"
@@ -50,7 +74,7 @@ class Home:
 
 @pytest.fixture
 async def home(tmp_path: Path) -> AsyncIterator[Home]:
-    hypervisor = LibvirtHypervisor(settings("test:///default", tmp_path))
+    hypervisor = Slow(settings("test:///default", tmp_path))
     await hypervisor.open()
     made = Home(hypervisor, tmp_path)
     await made.store.hosts.register(HOST, uuid="u", limits=Resources(), facts={"boot_id": BOOT})
@@ -77,3 +101,14 @@ async def test_a_guest_that_was_off_already_is_nothing_that_the_agent_has_stoppe
     await home.change(instance, move=None)
     await home.returning.start_guests()
     assert not await home.runs(instance)
+
+
+async def test_giving_the_guests_up_fails_if_one_of_them_still_runs(home: Home) -> None:
+    stuck, other = await home.guest(), await home.guest()
+    home.hypervisor.stuck.add(stuck.id)
+    with pytest.raises(Faulty, match="1 of 2"):
+        await home.returning.power_off()
+    assert not await home.runs(other)
+    home.hypervisor.stuck.clear()
+    await home.returning.power_off()
+    assert not await home.runs(stuck)

@@ -80,7 +80,8 @@ class Returning:
         return [one for one in recorded if is_to_be_started(self._host, one, guests.get(one.id))]
 
     async def power_off(self) -> None:
-        """Switch every guest off, as by a reboot: those that still belong here are started when the host is back."""
+        """Switch every guest off, as by a reboot: those that still belong here are started when the host is back.
+        Raises Faulty if one may run on."""
         self._power.note_off()
         running = [one for one in await self._hypervisor.list_guests() if one.is_ours and one.power_state.is_on]
         results = await asyncio.gather(
@@ -88,6 +89,8 @@ class Returning:
         )
         failed = [result for result in results if isinstance(result, BaseException)]
         log.warning("guests.powered_off", host=self._host, guests=len(running), failed=len(failed))
+        if failed:
+            raise Faulty(f"{len(failed)} of {len(running)} guests could not be powered off: {failed[0]}")
 
     async def _start_all(self, due: Iterable[Instance]) -> None:
         room = asyncio.Semaphore(self._settings.start_parallelism)
