@@ -1,7 +1,7 @@
 """A host that returns: which of its guests it switches off, and which it starts, on libvirt's test driver."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ async def home(tmp_path: Path) -> AsyncIterator[Home]:
     await hypervisor.open()
     made = Home(hypervisor, tmp_path)
     await made.store.hosts.register(HOST, uuid="u", limits=Resources(), facts={"boot_id": BOOT})
-    await made.returning.start_guests()
+    await made.returning.start_guests(BOOT)
     yield made
     for guest in await hypervisor.list_guests():
         await hypervisor.destroy(guest.instance_id)
@@ -91,7 +91,7 @@ async def test_a_guest_that_was_stopped_for_an_evacuation_which_failed_is_starte
     await home.returning.sort_out()
     assert not await home.runs(instance)
     await home.change(instance, move=None)
-    await home.returning.start_guests()
+    await home.returning.start_guests(BOOT)
     assert await home.runs(instance)
 
 
@@ -99,8 +99,53 @@ async def test_a_guest_that_was_off_already_is_nothing_that_the_agent_has_stoppe
     instance = await home.guest(PowerState.SHUTDOWN, move=EVACUATED)
     await home.returning.sort_out()
     await home.change(instance, move=None)
-    await home.returning.start_guests()
+    await home.returning.start_guests(BOOT)
     assert not await home.runs(instance)
+
+
+async def is_evacuated(home: Home, instance: Instance) -> None:
+    await home.change(instance, host="host-2", epoch=instance.epoch + 1)
+
+
+async def is_being_evacuated(home: Home, instance: Instance) -> None:
+    await home.change(instance, move=EVACUATED.model_dump())
+
+
+async def went_and_came_back(home: Home, instance: Instance) -> None:
+    await home.change(instance, epoch=instance.epoch + 2)
+
+
+async def is_lost(home: Home, instance: Instance) -> None:
+    await home.store.hosts.set_fields(HOST, {"boot_id": None})
+
+
+async def is_as_it_was(home: Home, instance: Instance) -> None:
+    """Nothing happened."""
+
+
+@pytest.mark.parametrize(
+    ("happens", "is_started"),
+    [
+        (is_evacuated, False),
+        (is_being_evacuated, False),
+        (went_and_came_back, False),
+        (is_lost, False),
+        (is_as_it_was, True),
+    ],
+)
+async def test_a_guest_is_started_only_if_it_is_this_hosts_after_all_that_happened_while_the_agent_stood_still(
+    home: Home, happens: Callable[[Home, Instance], Awaitable[None]], is_started: bool
+) -> None:
+    instance = await home.guest(PowerState.SHUTDOWN)
+    await home.returning.power_off()
+    home.hypervisor.stands_still.clear()
+    home.hypervisor.goes_on.clear()
+    starting = asyncio.create_task(home.returning.start_guests(BOOT))
+    await home.hypervisor.stands_still.wait()
+    await happens(home, instance)
+    home.hypervisor.goes_on.set()
+    await starting
+    assert await home.runs(instance) is is_started
 
 
 async def test_giving_the_guests_up_fails_if_one_of_them_still_runs(home: Home) -> None:

@@ -13,8 +13,9 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import stamina
 import structlog
-from virtfleet_common.errors import Faulty
+from virtfleet_common.errors import Faulty, LostOwnership, StoreUnavailable
 from virtfleet_common.failpoints import reach
 from virtfleet_common.ports import Guest, Hypervisor
 from virtfleet_common.records import Host, Instance
@@ -67,11 +68,11 @@ class Returning:
         await self.sort_out()
         return not await self._store.instances.find_evacuating(self._host)
 
-    async def start_guests(self) -> None:
+    async def start_guests(self, boot: str) -> None:
         """Start what the record says is running, if the machine was off meanwhile, or guests were switched off to give
-        them up. What fails is reported as it is."""
+        them up; as long as the host is registered as `boot`. What fails is reported as it is."""
         if self._power.was_off():
-            await self._start_all(await self._due())
+            await self._start_all(await self._due(), boot)
         self._power.note_on()
 
     async def _due(self) -> list[Instance]:
@@ -92,22 +93,33 @@ class Returning:
         if failed:
             raise Faulty(f"{len(failed)} of {len(running)} guests could not be powered off: {failed[0]}")
 
-    async def _start_all(self, due: Iterable[Instance]) -> None:
+    async def _start_all(self, due: Iterable[Instance], boot: str) -> None:
         room = asyncio.Semaphore(self._settings.start_parallelism)
         async with asyncio.TaskGroup() as group:
             for instance in due:
-                group.create_task(self._start(instance, room))
+                group.create_task(self._start(instance, boot, room))
 
-    async def _start(self, instance: Instance, room: asyncio.Semaphore) -> None:
+    async def _start(self, instance: Instance, boot: str, room: asyncio.Semaphore) -> None:
         async with room:
             try:
                 await self._hypervisor.create_disk(instance)
                 await self._hypervisor.define(instance)
+                await self._prove(instance, boot)
                 await self._hypervisor.start(instance.id)
             except Faulty as error:
                 log.warning("guest.not_started", instance_id=instance.id, error=error.message)
             else:
                 log.info("guest.started", instance_id=instance.id, why="it was off")
+
+    @stamina.retry(on=StoreUnavailable, attempts=None, timeout=None, wait_max=5.0)
+    async def _prove(self, instance: Instance, boot: str) -> None:
+        """Look into the record again, however long the database takes: an agent that stood still does not know what it
+        lost meanwhile. The host comes last, for it is lost before its guests are. Raises LostOwnership."""
+        now = await self._store.instances.get(instance.id)
+        is_due = now is not None and now.epoch == instance.epoch and is_to_be_started(self._host, now, None)
+        known = await self._store.hosts.get_brief(self._host)
+        if not is_due or known is None or known.boot_id != boot:
+            raise LostOwnership("it is not to be started here any more", instance_id=instance.id)
 
     async def _do(self, what: Deed, guest: Guest) -> None:
         match what:

@@ -117,7 +117,7 @@ class Agent:
     async def _work(self, boot: str, reporter: Reporter) -> None:
         """Have the host in order, then take its steps until it is lost."""
         await self._until(self._returning.take_back)
-        await self._until(self._returning.start_guests)
+        await self._until(partial(self._returning.start_guests, boot))
         reporter.settle()
         await self._serve_steps(boot, reporter)
 
