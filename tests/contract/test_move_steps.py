@@ -1,5 +1,6 @@
 """The steps of a resize on real files: one host that has a libvirt is at either end, the other one is only a folder."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from virtfleet_common.executor import StepExecutor, StepRun
 from virtfleet_common.memory_bus import MemoryBus
+from virtfleet_common.outcomes import NotCleaned
 from virtfleet_common.ports import Export
 from virtfleet_common.records import ActionState, Instance, Move
 from virtfleet_common.relay import Relay
@@ -39,7 +41,9 @@ class Mover:
         self.layout = Layout(state)
         self.config = settings("qemu:///embed?root=/nowhere", folder)
         self.other = LibvirtHypervisor(self.config)  # never opened, because files need no libvirt
-        self.host = HostContext(hypervisor, Storage(self.store, hypervisor), self.config, self._clean)
+        self.host = HostContext(
+            hypervisor, Storage(self.store, hypervisor), self.config, self._clean, self.store.instances.get
+        )
 
     async def _clean(self, instance_id: str) -> None:
         """Nothing is owed."""
@@ -60,6 +64,12 @@ class Mover:
             relay=Relay(self.store, MemoryBus(), "virtfleet/test"), settings=self.config, handlers={},
         )  # fmt: skip
         return StepRun(executor, instance, action, STEPS[name])
+
+    def left(self, instance: Instance) -> list[str]:
+        """What stands for a disk that is expected here."""
+        incoming = self.layout.instances.glob(f"{instance.id}_incoming*")
+        found = [*self.layout.instances.glob(".probe-*"), *incoming, self.layout.export(instance.id)]
+        return sorted(path.name for path in found if path.exists())
 
 
 @pytest.fixture
@@ -86,3 +96,45 @@ async def test_a_host_that_was_tried_before_is_not_taken_for_the_destination(mov
     sent = await resize.send(mover.host, await mover.run("move", chosen, before.instance, export))
     assert sent.set["move.is_shared"] is False
     assert sent.notes["disk_bytes"] > 0
+
+
+async def test_no_door_stays_open_for_a_preparation_that_fails(mover: Mover) -> None:
+    run = await mover.run("prepare", RESIZE)
+    await resize.prepare(mover.host, run)
+    await mover.hypervisor.define(run.instance)
+    with pytest.raises(NotCleaned, match="is here already"):
+        await resize.prepare(mover.host, run)  # by the next boot of its agent
+    assert mover.left(run.instance) == []
+
+
+async def test_no_door_stays_open_for_a_preparation_that_is_taken_away(mover: Mover) -> None:
+    run = await mover.run("prepare", RESIZE)
+    preparing = asyncio.create_task(resize.prepare(mover.host, run))
+    async with asyncio.timeout(30):
+        while not mover.left(run.instance):  # noqa: ASYNC110 (no event tells of files)
+            await asyncio.sleep(0.001)
+    preparing.cancel()
+    await asyncio.wait({preparing})
+    assert preparing.cancelled()
+    assert mover.left(run.instance) == []
+
+
+@pytest.mark.parametrize("move", [None, RESIZE.model_copy(update={"destination": "c"})], ids=["deleted", "elsewhere"])
+async def test_the_door_is_closed_again_when_the_move_goes_on_without_it(mover: Mover, move: Move | None) -> None:
+    run = await mover.run("prepare", RESIZE)
+    prepared = await resize.prepare(mover.host, run)
+    await mover.store.instances.transition(
+        run.instance.id, expect=Expect(), set={"move": move.model_dump() if move else None}
+    )
+    assert prepared.undo is not None
+    await prepared.undo()
+    assert mover.left(run.instance) == []
+
+
+async def test_the_door_stays_open_for_a_move_that_goes_on_through_it(mover: Mover) -> None:
+    run = await mover.run("prepare", RESIZE)
+    prepared = await resize.prepare(mover.host, run)
+    before = mover.left(run.instance)
+    assert prepared.undo is not None
+    await prepared.undo()
+    assert mover.left(run.instance) == before != []

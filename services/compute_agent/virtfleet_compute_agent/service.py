@@ -128,7 +128,7 @@ class Agent:
 
     async def _serve_steps(self, boot: str, reporter: Reporter) -> None:
         base, settings, host = self._base, self._settings, self._host
-        context = HostContext(self._hypervisor, self._storage, settings, self._cleaner.clean)
+        context = HostContext(self._hypervisor, self._storage, settings, self._cleaner.clean, base.store.instances.get)
         executor = StepExecutor(
             name=f"compute.{host}",
             boot=boot,
