@@ -34,7 +34,9 @@ class Shelter:
         self.store = MemoryStore()
         self.relay = Relay(self.store, MemoryBus(), "virtfleet/test")
         config = settings("test:///default", folder)
-        self.host = HostContext(hypervisor, Storage(self.store, hypervisor), config, self._clean)
+        self.host = HostContext(
+            hypervisor, Storage(self.store, hypervisor), config, self._clean, self.store.instances.get
+        )
         self.executor = StepExecutor(
             name="compute.node2", boot="boot", host="node2", store=self.store, relay=self.relay, settings=config,
             handlers={},

@@ -25,7 +25,7 @@ from virtfleet_common.records import Image, Instance
 from virtfleet_compute_agent.hypervisor import LibvirtHypervisor
 from virtfleet_compute_agent.hypervisor.layout import Layout
 
-from tests.hypervisors import FLAVOR, an_instance, image_of, opened, qcow2, settings
+from tests.hypervisors import FLAVOR, NOW, an_instance, image_of, opened, qcow2, settings
 
 MIB = 1024**2
 DATA = 24 * MIB
@@ -259,7 +259,7 @@ async def test_a_new_token_gets_an_empty_export_with_a_new_key(
     await source.adapter.send_disk(instance, old)
     new = await destination.adapter.open_export(instance, "t2")
     assert new.key != old.key
-    assert destination.layout.incoming(instance.id).stat().st_size < MIB
+    assert destination.layout.incoming(instance.id, "t2").stat().st_size < MIB
     assert len(of_root(root, "qemu-nbd")) == 1
     with pytest.raises(HypervisorFault):
         await source.adapter.send_disk(instance, old)
@@ -281,7 +281,7 @@ async def test_nobody_listens_after_it_was_closed(
         await destination.adapter.close_export(instance.id, adopt=False)
     assert not is_listening(export)
     assert of_root(root) == []
-    assert not destination.layout.incoming(instance.id).exists()
+    assert not destination.layout.incoming(instance.id, "t1").exists()
     with faulty("transfer_refused"):
         await source.adapter.send_disk(instance, export)
 
@@ -617,6 +617,22 @@ async def test_a_disk_that_came_needs_no_image_any_more(source: Host, destinatio
     await destination.adapter.create_disk(instance.model_copy(update={"image": gone}))
     assert arrived_whole(source, destination, instance)
     assert not destination.layout.images.exists()
+
+
+async def test_a_guest_that_was_launched_before_gets_no_fresh_disk(source: Host, destination: Host) -> None:
+    launched = an_instance(launched_at=NOW)
+    with faulty("no_disk"):
+        await destination.adapter.create_disk(launched)
+    assert not destination.layout.instance(launched.id).exists()
+    await destination.adapter.create_disk(launched, is_anew=True)
+    for _ in range(2):
+        number = destination.layout.disk(launched.id).stat().st_ino
+        destination.layout.instance(launched.id).rename(destination.layout.aside(launched.id))
+        await destination.adapter.create_disk(launched)
+        assert destination.layout.disk(launched.id).stat().st_ino == number
+    await source.adapter.create_disk(
+        an_instance(launched_at=NOW, image=None, block_devices=[{"path": "/v", "boot_index": 0}])
+    )
 
 
 async def test_a_disk_grows_and_never_shrinks(destination: Host) -> None:

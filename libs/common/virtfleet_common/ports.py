@@ -118,8 +118,11 @@ class Hypervisor(Protocol):
         """Have the base image in the cache, verified by its checksum. Raises ImageFault; a bad file is not kept."""
         ...
 
-    async def create_disk(self, instance: Instance) -> None:
-        """Have the instance's disk (a qcow2 overlay on the cached image, or empty without one), grown to the flavor."""
+    async def create_disk(self, instance: Instance, *, is_anew: bool = False) -> None:
+        """Have the instance's disk (a qcow2 overlay on the cached image, or empty without one), grown to the flavor.
+
+        HypervisorFault `no_disk` if the instance was launched before and its disk is not here, unless it `is_anew`.
+        """
         ...
 
     async def has_disk(self, instance: Instance) -> bool:

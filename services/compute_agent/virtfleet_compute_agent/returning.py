@@ -13,8 +13,9 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import stamina
 import structlog
-from virtfleet_common.errors import Faulty
+from virtfleet_common.errors import Faulty, LostOwnership, StoreUnavailable
 from virtfleet_common.failpoints import reach
 from virtfleet_common.ports import Guest, Hypervisor
 from virtfleet_common.records import Host, Instance
@@ -67,10 +68,11 @@ class Returning:
         await self.sort_out()
         return not await self._store.instances.find_evacuating(self._host)
 
-    async def start_guests(self) -> None:
-        """Start what the record says is running, if the machine was off meanwhile. What fails is reported as it is."""
+    async def start_guests(self, boot: str) -> None:
+        """Start what the record says is running, if the machine was off meanwhile, or guests were switched off to give
+        them up; as long as the host is registered as `boot`. What fails is reported as it is."""
         if self._power.was_off():
-            await self._start_all(await self._due())
+            await self._start_all(await self._due(), boot)
         self._power.note_on()
 
     async def _due(self) -> list[Instance]:
@@ -79,7 +81,8 @@ class Returning:
         return [one for one in recorded if is_to_be_started(self._host, one, guests.get(one.id))]
 
     async def power_off(self) -> None:
-        """Switch every guest off, as by a reboot: those that still belong here are started when the host is back."""
+        """Switch every guest off, as by a reboot: those that still belong here are started when the host is back.
+        Raises Faulty if one may run on."""
         self._power.note_off()
         running = [one for one in await self._hypervisor.list_guests() if one.is_ours and one.power_state.is_on]
         results = await asyncio.gather(
@@ -87,23 +90,36 @@ class Returning:
         )
         failed = [result for result in results if isinstance(result, BaseException)]
         log.warning("guests.powered_off", host=self._host, guests=len(running), failed=len(failed))
+        if failed:
+            raise Faulty(f"{len(failed)} of {len(running)} guests could not be powered off: {failed[0]}")
 
-    async def _start_all(self, due: Iterable[Instance]) -> None:
+    async def _start_all(self, due: Iterable[Instance], boot: str) -> None:
         room = asyncio.Semaphore(self._settings.start_parallelism)
         async with asyncio.TaskGroup() as group:
             for instance in due:
-                group.create_task(self._start(instance, room))
+                group.create_task(self._start(instance, boot, room))
 
-    async def _start(self, instance: Instance, room: asyncio.Semaphore) -> None:
+    async def _start(self, instance: Instance, boot: str, room: asyncio.Semaphore) -> None:
         async with room:
             try:
                 await self._hypervisor.create_disk(instance)
                 await self._hypervisor.define(instance)
+                await self._prove(instance, boot)
                 await self._hypervisor.start(instance.id)
             except Faulty as error:
                 log.warning("guest.not_started", instance_id=instance.id, error=error.message)
             else:
-                log.info("guest.started", instance_id=instance.id, why="the machine was off")
+                log.info("guest.started", instance_id=instance.id, why="it was off")
+
+    @stamina.retry(on=StoreUnavailable, attempts=None, timeout=None, wait_max=5.0)
+    async def _prove(self, instance: Instance, boot: str) -> None:
+        """Look into the record again, however long the database takes: an agent that stood still does not know what it
+        lost meanwhile. The host comes last, for it is lost before its guests are. Raises LostOwnership."""
+        now = await self._store.instances.get(instance.id)
+        is_due = now is not None and now.epoch == instance.epoch and is_to_be_started(self._host, now, None)
+        known = await self._store.hosts.get_brief(self._host)
+        if not is_due or known is None or known.boot_id != boot:
+            raise LostOwnership("it is not to be started here any more", instance_id=instance.id)
 
     async def _do(self, what: Deed, guest: Guest) -> None:
         match what:
@@ -111,6 +127,8 @@ class Returning:
                 seen = await self._hypervisor.observe(guest.instance_id)
                 if seen is None or seen.epoch != guest.epoch:
                     return  # it went, or came here anew, since it was listed
+                if what is Deed.STOP and seen.power_state.is_on:
+                    self._power.note_off()  # it may stay this host's after all, and is started then
                 await self._hypervisor.destroy(guest.instance_id)
                 if what is Deed.FORGET:
                     await self._hypervisor.undefine(guest.instance_id)
@@ -125,14 +143,16 @@ def _is_being_fenced(host: Host) -> bool:
 
 
 class PowerLog:
-    """Whether the machine ran all the time since its guests were seen to: kept in the state directory."""
+    """Whether the guests ran all the time since they were seen to, for all that the machine and the agent have done to
+    them: kept in the state directory."""
 
     def __init__(self, state_dir: Path, boot_file: Path) -> None:
         self._known = state_dir / "last_boot"
         self._boot_file = boot_file
 
     def was_off(self) -> bool:
-        """Whether this is another boot than the one noted last; False where nothing was noted yet."""
+        """Whether this is another boot than the one noted last, or guests were switched off in this one; False where
+        nothing was noted yet."""
         return self._known.exists() and self._known.read_text() != self._boot()
 
     def note_on(self) -> None:
@@ -142,7 +162,7 @@ class PowerLog:
         part.rename(self._known)
 
     def note_off(self) -> None:
-        """The guests of this boot are off."""
+        """Guests of this boot were switched off, and by no wish of their owners."""
         self._known.write_text("off")
 
     def _boot(self) -> str:

@@ -117,7 +117,7 @@ class Agent:
     async def _work(self, boot: str, reporter: Reporter) -> None:
         """Have the host in order, then take its steps until it is lost."""
         await self._until(self._returning.take_back)
-        await self._until(self._returning.start_guests)
+        await self._until(partial(self._returning.start_guests, boot))
         reporter.settle()
         await self._serve_steps(boot, reporter)
 
@@ -128,7 +128,7 @@ class Agent:
 
     async def _serve_steps(self, boot: str, reporter: Reporter) -> None:
         base, settings, host = self._base, self._settings, self._host
-        context = HostContext(self._hypervisor, self._storage, settings, self._cleaner.clean)
+        context = HostContext(self._hypervisor, self._storage, settings, self._cleaner.clean, base.store.instances.get)
         executor = StepExecutor(
             name=f"compute.{host}",
             boot=boot,

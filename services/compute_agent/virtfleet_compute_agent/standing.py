@@ -1,6 +1,7 @@
-"""Whether the fleet still hears this host: by the echo of its own heartbeats, or by what the record says of it.
+"""Whether the fleet still hears this host: by the echo of its own heartbeats, or because the record says of ever later
+ones that they were heard (that the host is up it says for some time after the last).
 
-Good path: each heartbeat comes back from the broker, and the record says that the host is up. Bad paths: no echo, and
+Good path: each heartbeat comes back from the broker, and is noted in the record. Bad paths: no echo, and
 the connection is made anew, for it may look alive and be deaf; nothing from the broker or the record for
 `isolation_after`, and the host is isolated: with the policy `stop` its guests are powered off, before anybody starts
 them elsewhere; the registration is void, because the host was declared lost, and it has to come back by the door.
@@ -9,6 +10,7 @@ them elsewhere; the registration is void, because the host was declared lost, an
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 
 import structlog
 from virtfleet_common.bus import EVENTS, Bus, Delivery, QueueSpec
@@ -21,6 +23,8 @@ log = structlog.get_logger()
 _DEAF_AFTER = 3
 """Heartbeats without an echo after which the connection is made anew."""
 _ECHO_KEPT = 10.0
+_QUICKLY = 0.2
+"""Of a heartbeat's interval."""
 
 
 class HostLost(Faulty):
@@ -49,6 +53,7 @@ class Standing:
         self._power_off = power_off
         self._seen_at = time.monotonic()
         self._heard_at = time.monotonic()
+        self._last_seen: datetime | None = None
         self._echo = asyncio.Event()
 
     def queue(self) -> QueueSpec:
@@ -82,7 +87,7 @@ class Standing:
             group.create_task(self._every(1.0, self._look_into_record))
             group.create_task(self._every(1.0, self._rebuild_if_deaf))
             if self._settings.isolation_policy == "stop":
-                group.create_task(self._every(0.2, self._give_up_if_isolated))
+                group.create_task(self._every(_QUICKLY, self._give_up_if_isolated))
 
     async def _every(self, share: float, look: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -98,8 +103,9 @@ class Standing:
             return
         if known is None or known.boot_id != self._boot or known.state is HostState.DOWN:
             raise HostLost(f"the registration of {self._host} is void: it was declared lost")
-        if known.state is HostState.UP:
+        if known.last_seen != self._last_seen:
             self._seen_at = max(self._seen_at, asked_at)
+        self._last_seen = known.last_seen
 
     async def _rebuild_if_deaf(self) -> None:
         if time.monotonic() - self._heard_at > _DEAF_AFTER * self._settings.heartbeat_interval:
@@ -113,10 +119,19 @@ class Standing:
             await self._give_up(silence)
 
     async def _give_up(self, silence: float) -> None:
+        """What cannot be powered off is tried again while the host is not heard. It comes back by the door, whatever
+        was done by then."""
         log.error("host.isolated", host=self._host, silence=round(silence, 1))
+        seen_at, is_done = self._seen_at, False
+        while not is_done and self._seen_at == seen_at:
+            is_done = await self._is_powered_off()
+        raise HostLost(f"{self._host} was isolated for {silence:.0f} s, and gave up its guests")
+
+    async def _is_powered_off(self) -> bool:
         try:
             await self._power_off()
-        except Faulty as error:  # next time again
+        except Faulty as error:
             log.error("guests.not_powered_off", host=self._host, error=error.message)
-            return
-        raise HostLost(f"{self._host} was isolated for {silence:.0f} s, and has powered off its guests")
+            await asyncio.sleep(_QUICKLY * self._settings.heartbeat_interval)
+            return False
+        return True

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from virtfleet_common.records.base import Record
+from virtfleet_common.records.instance import transfer_token
 
 
 class ActionEvent(Record):
@@ -72,3 +73,8 @@ class Cleanup(Record):
     is_completing: bool = False
     migration_id: str | None = None
     created_at: datetime
+
+    @property
+    def transfer(self) -> str | None:
+        """The name of the transfer that this host was the destination of (see `Move`); None: there was no move."""
+        return transfer_token(self.migration_id, self.host) if self.migration_id is not None else None

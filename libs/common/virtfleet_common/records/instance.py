@@ -75,6 +75,11 @@ class NetworkPort(Record):
 EVACUATION = "evacuation"
 
 
+def transfer_token(move_id: str, destination: str | None) -> str:
+    """The name of one attempt to get to one destination: a host that was tried before must not be taken for it."""
+    return f"{move_id}/{destination}"
+
+
 class Move(Record):
     """An open move of an instance: from its acceptance to its confirmation or revert, or to the end of an evacuation.
 
@@ -91,6 +96,11 @@ class Move(Record):
     claim: str | None = None
     is_shared: bool | None = None
     confirm_by: datetime | None = None
+
+    @property
+    def transfer(self) -> str:
+        """What the mark and the export at the destination are known by."""
+        return transfer_token(self.id, self.destination)
 
 
 class Instance(Record):

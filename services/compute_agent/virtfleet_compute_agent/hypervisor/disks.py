@@ -25,9 +25,10 @@ class Disks:
         self._images = images
         self._limit = limit
 
-    async def create(self, instance: Instance) -> None:
+    async def create(self, instance: Instance, *, is_anew: bool) -> None:
         """Have the disk and what it lies over. A disk that is there is kept and only grown; one that a move had set
-        aside, and that was given up since, is taken back: no guest ever finds a fresh disk in place of its own.
+        aside, and that was given up since, is taken back. No guest ever finds a fresh disk in place of its own: once it
+        was launched, one is made only if it begins anew (HypervisorFault `no_disk`).
 
         One that came from another host lies over nothing, and needs no more of its image than what boots it.
         """
@@ -36,6 +37,8 @@ class Disks:
             shutil.rmtree(disk.parent, ignore_errors=True)
             self._layout.aside(instance.id).rename(disk.parent)
         found = qcow2.read(disk) if disk.exists() else None
+        if found is None and has_root_disk(instance) and instance.launched_at is not None and not is_anew:
+            raise HypervisorFault(f"its disk is not at {disk}", operation="create_disk", code="no_disk")
         if instance.image is not None:
             await self._images.fetch(instance.image, is_base_needed=found is None or found.backing is not None)
         if not has_root_disk(instance):

@@ -2,8 +2,8 @@
 
 qemu-nbd runs apart from the agent, in its own session and under `timeout`: it outlives a killed agent, and never its
 deadline. What is known of it lies in a folder of the host (key, log, facts of the export). The facts are written last,
-so an export without them is a leftover. What arrives goes to a file beside the instance's folder: on storage that two
-hosts share, it stands in nobody's way.
+so an export without them is a leftover. What arrives goes to a file beside the instance's folder that bears the name of
+its transfer: on storage that hosts share, it stands in nobody's way.
 """
 
 import asyncio
@@ -66,8 +66,11 @@ class Exports:
             known = await self._file_work(lambda: _read_facts(self._layout.export(instance_id)))
             if token is not None and known is not None and known.token != token:
                 return
+            its = known.token if known is not None else token
             await self._file_work(lambda: self._stop(instance_id, _PATIENCE if is_wanted else 0.0))
-            await self._file_work(lambda: self._adopt(instance_id, size) if is_wanted else self._discard(instance_id))
+            await self._file_work(
+                lambda: self._adopt(instance_id, its, size) if is_wanted else self._discard(instance_id, its)
+            )
 
     async def forget(self, instance_id: str) -> None:
         """Close the export that this host has for the instance, if it has one."""
@@ -90,8 +93,8 @@ class Exports:
 
     async def _open_fresh(self, instance_id: str, token: str) -> Export:
         """Try ports until one is ours, in random order: other agents of the machine look in the same range."""
-        await self._file_work(lambda: self._clear(instance_id))
-        await self._make_room(self._layout.incoming(instance_id))
+        await self._file_work(lambda: self._clear(instance_id, token))
+        await self._make_room(self._layout.incoming(instance_id, token))
         address, (first, last) = self._settings.host_ip, self._settings.transfer_ports
         for port in random.sample(range(first, last + 1), last - first + 1):
             export = Export(address, port, nbd.identity(instance_id), secrets.token_hex(32), token)
@@ -103,9 +106,11 @@ class Exports:
         await qemu_img("create", "-q", "-f", "qcow2", str(incoming), str(_ROOM), limit=self._settings.libvirt_timeout)
         await self._file_work(lambda: incoming.chmod(0o600))
 
-    def _clear(self, instance_id: str) -> None:
+    def _clear(self, instance_id: str, token: str) -> None:
         self._stop(instance_id, patience=0.0)
-        self._discard(instance_id)
+        known = _read_facts(self._layout.export(instance_id))
+        self._discard(instance_id, known.token if known is not None else None)
+        self._discard(instance_id, token)
         self._layout.instances.mkdir(mode=0o711, parents=True, exist_ok=True)
 
     async def _listen(self, instance_id: str, export: Export) -> bool:
@@ -130,7 +135,8 @@ class Exports:
     def _command(self, instance_id: str, export: Export) -> list[str]:
         key = nbd.server_key(self._layout.export(instance_id))
         deadline = ["timeout", "--kill-after=10", f"{self._settings.transfer_timeout:g}"]
-        image = ["-f", "qcow2", "--discard=unmap", "-x", nbd.EXPORT_NAME, str(self._layout.incoming(instance_id))]
+        incoming = self._layout.incoming(instance_id, export.token)
+        image = ["-f", "qcow2", "--discard=unmap", "-x", nbd.EXPORT_NAME, str(incoming)]
         access = ["-b", export.address, "-p", str(export.port), "--object", key, "--tls-creds=key"]
         server = ["qemu-nbd", "-t", "-e", str(_CLIENTS), self._mark(instance_id)]
         return ["setsid", "--fork", *deadline, *server, *access, *image]
@@ -155,14 +161,16 @@ class Exports:
         limit = max(patience, self._settings.libvirt_timeout / 2)
         processes.stop(self._mark(instance_id), patience=patience, limit=limit)
 
-    def _discard(self, instance_id: str) -> None:
-        self._layout.incoming(instance_id).unlink(missing_ok=True)
+    def _discard(self, instance_id: str, token: str | None) -> None:
+        if token is not None:
+            self._layout.incoming(instance_id, token).unlink(missing_ok=True)
         shutil.rmtree(self._layout.export(instance_id), ignore_errors=True)
 
-    def _adopt(self, instance_id: str, size: int) -> None:
+    def _adopt(self, instance_id: str, token: str | None, size: int) -> None:
         """Each part may have been done before the agent was killed; the last of them, the renaming, settles it."""
-        incoming, disk = self._layout.incoming(instance_id), self._layout.disk(instance_id)
-        if incoming.exists():
+        incoming = self._layout.incoming(instance_id, token) if token is not None else None
+        disk = self._layout.disk(instance_id)
+        if incoming is not None and incoming.exists():
             if disk.exists():
                 raise _fault(f"{disk} is there already", "disk_exists")
             qcow2.set_size(incoming, size)
@@ -171,7 +179,7 @@ class Exports:
             _sync(disk.parent)
             _sync(incoming.parent)
         elif not disk.exists():
-            raise _fault(f"nothing has arrived at {incoming}", "no_disk")
+            raise _fault(f"nothing has arrived for {disk}", "no_disk")
         shutil.rmtree(self._layout.export(instance_id), ignore_errors=True)
 
 

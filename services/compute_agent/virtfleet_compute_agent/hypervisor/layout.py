@@ -54,9 +54,10 @@ class Layout:
         """The folder, while the instance moves away and until that is confirmed."""
         return self.instances / f"{_checked(instance_id)}_resize"
 
-    def incoming(self, instance_id: str) -> Path:
-        """The disk that another host sends, until it is whole."""
-        return self.instances / f"{_checked(instance_id)}_incoming"
+    def incoming(self, instance_id: str, token: str) -> Path:
+        """The disk that another host sends, until it is whole. Hosts that share this folder have one for each
+        transfer, so that none takes another's away."""
+        return self.instances / f"{_checked(instance_id)}_incoming-{hashlib.sha256(token.encode()).hexdigest()[:16]}"
 
     def export(self, instance_id: str) -> Path:
         """What this host knows of its export for the instance; not where hosts may share."""

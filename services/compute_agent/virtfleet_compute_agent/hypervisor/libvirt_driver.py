@@ -72,10 +72,10 @@ class LibvirtHypervisor(DiskMoves):
         if not self._connection.is_simulated:
             await self._images.fetch(image)
 
-    async def create_disk(self, instance: Instance) -> None:
+    async def create_disk(self, instance: Instance, *, is_anew: bool = False) -> None:
         """Have the root disk and, again, what it lies over: a backing file may have been lost."""
         if not self._connection.is_simulated:
-            await self._disks.create(instance)
+            await self._disks.create(instance, is_anew=is_anew)
 
     async def has_disk(self, instance: Instance) -> bool:
         """Whether the root disk, if the instance has one, is in its folder; always on a simulated host."""

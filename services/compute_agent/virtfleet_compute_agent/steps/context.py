@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from virtfleet_common.errors import Faulty, HypervisorFault
 from virtfleet_common.executor import StepRun
 from virtfleet_common.ports import Guest, Hypervisor
-from virtfleet_common.records import Move
+from virtfleet_common.records import Instance, Move
 from virtfleet_common.settings import AgentSettings
 from virtfleet_common.states import PowerState
 
@@ -18,13 +18,14 @@ OFF = frozenset({PowerState.SHUTOFF, PowerState.CRASHED, PowerState.NOSTATE})
 
 @dataclass(frozen=True, slots=True)
 class HostContext:
-    """The hypervisor of this host, its storage, the agent's settings, and `clean`, which does what the host owes for an
-    instance."""
+    """The hypervisor of this host, its storage, the agent's settings, `clean`, which does what the host owes for an
+    instance, and `read`, which reads an instance's record as it is now."""
 
     hypervisor: Hypervisor
     storage: Storage
     settings: AgentSettings
     clean: Callable[[str], Awaitable[None]]
+    read: Callable[[str], Awaitable[Instance | None]]
 
     async def power_of(self, instance_id: str) -> PowerState | None:
         """The power state of a guest, NOSTATE when there is none; None when nobody can tell."""

@@ -56,7 +56,7 @@ async def _sheltered(host: HostContext, run: StepRun) -> PowerState:
         await run.advance(TaskState.REBUILD_SPAWNING)
     guest = await hypervisor.observe(id_)
     if not is_made_by(guest, run.action.id):
-        await hypervisor.create_disk(run.instance)
+        await hypervisor.create_disk(run.instance, is_anew=not open_move(run).is_shared)
         await hypervisor.define(run.instance)
         reach("shelter.spawning")
         await _start(host, run)

@@ -7,7 +7,9 @@ put everything back; from then on the destination does, and the source keeps its
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 
+import structlog
 from virtfleet_common import moves
 from virtfleet_common.errors import Faulty, HypervisorFault, LostOwnership
 from virtfleet_common.events import lifecycle, settled
@@ -15,7 +17,7 @@ from virtfleet_common.executor import StepRun
 from virtfleet_common.failpoints import reach
 from virtfleet_common.outcomes import Done, HandOver, NotCleaned
 from virtfleet_common.ports import Export
-from virtfleet_common.records import Move
+from virtfleet_common.records import Instance, Move
 from virtfleet_common.states import PowerState, VmState
 
 from virtfleet_compute_agent.steps.context import (
@@ -30,12 +32,25 @@ from virtfleet_compute_agent.steps.delete import remove
 from virtfleet_compute_agent.steps.power import shut_down
 from virtfleet_compute_agent.steps.volumes import check_reachable
 
+log = structlog.get_logger()
 _PROGRESS_STEP = 10
 
 
 async def prepare(host: HostContext, run: StepRun) -> HandOver:
-    """Destination: look whether the guest can live here, and open a door for its disk."""
+    """Destination: look whether the guest can live here, and open a door for its disk. It does not stay open for a
+    step that fails, or that was taken away."""
     instance, move = run.instance, open_move(run)
+    try:
+        export = await _door(host, instance, move)
+    except BaseException:
+        await _close_door(host, instance.id, move)
+        raise
+    told = lifecycle(instance, run.action.name, "prep", after={}, request_id=run.action.id)
+    notes, undo = {"export": asdict(export)}, partial(_close_unless_wanted, host, instance.id, move)
+    return HandOver("move", move.source, {}, notes, [told], undo)
+
+
+async def _door(host: HostContext, instance: Instance, move: Move) -> Export:
     await host.clean(instance.id)
     if await host.hypervisor.observe(instance.id) is not None:
         raise NotCleaned("a guest of this id is here already", host=move.destination)
@@ -44,10 +59,23 @@ async def prepare(host: HostContext, run: StepRun) -> HandOver:
         raise HypervisorFault(f"this host has no network {', '.join(missing)}", operation="prepare", code="no_network")
     await check_reachable(host, instance)
     reach("prepare.middle")
-    await host.hypervisor.probe_shared(move.id)
-    export = await host.hypervisor.open_export(instance, move.id)
-    told = lifecycle(instance, run.action.name, "prep", after={}, request_id=run.action.id)
-    return HandOver("move", move.source, {}, {"export": asdict(export)}, [told])
+    await host.hypervisor.probe_shared(move.transfer)
+    return await host.hypervisor.open_export(instance, move.transfer)
+
+
+async def _close_unless_wanted(host: HostContext, instance_id: str, move: Move) -> None:
+    """The last write was refused: if that is not because it had been made already, nobody will come."""
+    now = await host.read(instance_id)
+    if now is None or now.move is None or now.move.transfer != move.transfer:
+        await _close_door(host, instance_id, move)
+
+
+async def _close_door(host: HostContext, instance_id: str, move: Move) -> None:
+    try:
+        await host.hypervisor.remove_probe(move.transfer)
+        await host.hypervisor.close_export(instance_id, adopt=False, token=move.transfer)
+    except Faulty as error:  # what made it necessary to close it is what people have to know
+        log.warning("door.not_closed", instance_id=instance_id, error=error.message)
 
 
 async def send(host: HostContext, run: StepRun) -> HandOver:
@@ -73,7 +101,7 @@ async def _sent(host: HostContext, run: StepRun, move: Move) -> int | None:
     await hypervisor.destroy(id_)
     reach("move.middle")
     await hypervisor.undefine(id_)
-    if await hypervisor.sees_probe(move.id):
+    if await hypervisor.sees_probe(move.transfer):
         return None
     await hypervisor.set_aside(id_)
     return await hypervisor.send_disk(run.instance, Export(**run.action.notes["export"]), _progress(run))
@@ -123,7 +151,7 @@ async def _taken_over(host: HostContext, run: StepRun) -> PowerState:
     hypervisor, instance, move = host.hypervisor, run.instance, open_move(run)
     guest = await hypervisor.observe(instance.id)
     if not is_made_by(guest, run.action.id):
-        await hypervisor.remove_probe(move.id)
+        await hypervisor.remove_probe(move.transfer)
         size = run.action.notes.get("disk_bytes", 0)
         await hypervisor.close_export(instance.id, adopt=not move.is_shared, size_bytes=size)
         await hypervisor.create_disk(instance)
