@@ -56,7 +56,7 @@ async def begun(
 
 def open_move(instance: Instance, spec: ActionSpec) -> Move:
     """The move that waits for its owner's decision. Raises Conflict if there is none."""
-    if instance.move is None or instance.host != instance.move.destination:
+    if instance.move is None or not moves.is_undecided(instance):
         raise Conflict(
             f"Cannot '{spec.name}' instance {instance.id} while it is in vm_state {instance.vm_state}",
             rule=f"{spec.name}.move",

@@ -5,7 +5,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from virtfleet_common.records import Flavor, Instance
+from virtfleet_common.records import Flavor, Instance, Move
 from virtfleet_common.states import TaskState, VmState
 
 from .api import Api, error_of
@@ -85,6 +85,36 @@ async def test_an_admin_says_what_a_server_is(api: Api) -> None:
     assert (await api.act(guest, {"os-resetState": {"state": "active"}})).status_code == 403
     assert (await api.act(guest, {"os-resetState": {"state": "active"}}, who="admin")).status_code == 202
     assert (await stored(api, guest)).vm_state is VmState.ACTIVE
+
+
+async def test_a_resize_that_an_admin_resets_is_over_and_gives_back_what_it_held(api: Api, large: Flavor) -> None:
+    guest = await api.instance()
+    before = (await api.store.quotas.get(api.project)).used
+    for _ in range(2):
+        assert (await api.act(guest, {"resize": {"flavorRef": large.id}})).status_code == 202
+        assert (await api.store.quotas.get(api.project)).used != before
+        assert (await api.act(guest, {"os-resetState": {"state": "active"}}, who="admin")).status_code == 202
+        assert (await api.store.quotas.get(api.project)).used == before
+    after = await stored(api, guest)
+    assert (after.vm_state, after.move, after.new_flavor, after.action) == (VmState.ACTIVE, None, None, None)
+    assert [one.status for one in await api.store.migrations.find({"instance_id": guest.id})] == ["error", "error"]
+
+
+async def test_a_move_that_waits_for_a_decision_still_does_after_a_reset(api: Api) -> None:
+    guest = await api.instance(vm_state=VmState.ERROR, move=a_move(api.host))
+    assert (await api.act(guest, {"os-resetState": {"state": "active"}}, who="admin")).status_code == 202
+    shown = (await api.ask("GET", f"/v2.1/servers/{guest.id}")).json()["server"]
+    assert shown["status"] == "VERIFY_RESIZE"
+    assert (await api.act(guest, {"confirmResize": None})).status_code == 204
+    assert (await stored(api, guest)).vm_state is VmState.ACTIVE
+
+
+def a_move(destination: str, **fields: Any) -> Move:
+    """A move to this host that has switched."""
+    known: dict[str, Any] = {"source": "elsewhere", "source_claim": "c-1", "claim": "c-2", **fields}
+    return Move(
+        id=str(uuid4()), type="migration", old_vm_state=VmState.ACTIVE, destination=destination, **known,
+    )  # fmt: skip
 
 
 # The history
