@@ -46,12 +46,24 @@ async def wanted_host(store: Store, instance: Instance, args: Mapping[str, Any])
 async def begun(
     store: Store, instance: Instance, action: ActionState, args: Mapping[str, Any], now: datetime
 ) -> tuple[ActionState, moves.Turn]:
-    """The action and the first turn of a move."""
+    """The action and the first turn of a move. Raises Conflict for an instance that is in a move already."""
+    check_not_moving(instance, action.name)
     host = await wanted_host(store, instance, args)
     flavor = await new_flavor(store, instance, args)
     turn = moves.begun(instance, action, "resize" if flavor else "migration", flavor)
     notes = {"forced_host": host} if host else {}
     return action.model_copy(update={"notes": notes}), turn
+
+
+def check_not_moving(instance: Instance, action: str, *, hint: str | None = None) -> None:
+    """A move is decided before another one begins: else nobody would know what the first one left. Raises Conflict."""
+    move = instance.move
+    if move is not None:
+        raise Conflict(
+            f"Cannot '{action}' instance {instance.id}: its {move.type} has to be confirmed or reverted first.",
+            rule=f"{action}.move",
+            hint=hint,
+        )
 
 
 def open_move(instance: Instance, spec: ActionSpec) -> Move:

@@ -109,6 +109,18 @@ async def test_a_move_that_waits_for_a_decision_still_does_after_a_reset(api: Ap
     assert (await stored(api, guest)).vm_state is VmState.ACTIVE
 
 
+@pytest.mark.parametrize("vm_state", [VmState.ACTIVE, VmState.STOPPED])
+async def test_a_move_is_decided_before_another_one_begins(api: Api, large: Flavor, vm_state: VmState) -> None:
+    guest = await api.instance(vm_state=vm_state, move=a_move(api.host))
+    for body in ({"resize": {"flavorRef": large.id}}, {"migrate": None}):
+        status, _, message = error_of(await api.act(guest, body, who="admin"))
+        (action,) = body
+        assert (status, message) == (
+            409, f"Cannot '{action}' instance {guest.id}: its migration has to be confirmed or reverted first.",
+        )  # fmt: skip
+    assert await stored(api, guest) == guest
+
+
 def a_move(destination: str, **fields: Any) -> Move:
     """A move to this host that has switched."""
     known: dict[str, Any] = {"source": "elsewhere", "source_claim": "c-1", "claim": "c-2", **fields}
