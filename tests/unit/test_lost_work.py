@@ -5,12 +5,16 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from virtfleet_common.records import EVACUATION, ActionState, Cleanup, Fault, Instance, Move
-from virtfleet_common.states import VmState
+from virtfleet_common.memory_bus import MemoryBus
+from virtfleet_common.records import EVACUATION, ActionState, Cleanup, Fault, FenceProof, Instance, Move
+from virtfleet_common.relay import Relay
+from virtfleet_common.settings import PowerSyncSettings
+from virtfleet_common.states import HostState, VmState
 from virtfleet_common.steps import STEPS, Executor, make_step
-from virtfleet_power_sync.lost_work import ending
+from virtfleet_common.store.memory import MemoryStore
+from virtfleet_power_sync.lost_work import LostWork, ending
 
-from tests.unit.records import NOW, an_instance
+from tests.unit.records import NOW, a_host, an_instance
 
 LOST = "host-2"
 FAULT = Fault(code="host_lost", message="host host-2 was lost", created=NOW, host=LOST)
@@ -119,6 +123,25 @@ def test_work_that_ends_with_its_host_ends_with_the_fault(case: Case) -> None:
     assert change["set"]["fault"]["code"] == "host_lost"
     closed = [one["fields"] for one in change["effects"] if one["kind"] == "record" and "result" in one["fields"]]
     assert [one["result"] for one in closed] == ["Error"]
+
+
+async def test_a_revert_goes_on_without_its_host_once_that_is_fenced() -> None:
+    store = MemoryStore()
+    lost_work = LostWork(store, Relay(store, MemoryBus(), "virtfleet/test"), PowerSyncSettings())
+    instance, _ = at_work(Case("revert", {**HERE, "move": RESIZE}, "finish_revert", "compute.host-1", {}))
+    before = await store.instances.insert(instance)
+    lost, up = a_host(LOST, state=HostState.DOWN), a_host("host-1")
+    await lost_work.end([up, lost])
+    waiting = await store.instances.get(instance.id)
+    assert waiting is not None
+    assert (waiting.rev, waiting.host) == (before.rev, LOST)
+    await lost_work.end([up, lost.model_copy(update={"fence": FenceProof(proof="silence", at=NOW)})])
+    after = await store.instances.get(instance.id)
+    assert after is not None
+    assert after.action is not None
+    assert (after.host, after.action.step.name, after.action.step.executor) == (
+        "host-1", "finish_revert", "compute.host-1",
+    )  # fmt: skip
 
 
 def test_every_step_of_a_host_has_a_case() -> None:

@@ -165,9 +165,7 @@ class Acceptor:
             case "evacuate":
                 return evacuate.begun(instance, spec, action, args)
             case "revertResize":
-                move = resize.open_move(instance, spec)
-                states = [await self._host_state(host) for host in (move.source, move.destination)]
-                return resize.revert_of(instance, move, action, *states)
+                return await resize.revert_of(self._store, instance, resize.open_move(instance, spec), action)
             case "attach_volume":
                 return await attach.begun(self._store, instance, action, args)
             case "detach_volume":

@@ -76,19 +76,28 @@ def open_move(instance: Instance, spec: ActionSpec) -> Move:
     return instance.move
 
 
-def revert_of(
-    instance: Instance, move: Move, action: ActionState, source: HostState | None, destination: HostState | None
+async def revert_of(
+    store: Store, instance: Instance, move: Move, action: ActionState
 ) -> tuple[ActionState, moves.Turn]:
-    """The action and the first turn of a revert. A destination that is lost is cleaned when it returns; the source has
-    to be there. Raises Conflict."""
-    if source is not HostState.UP:
+    """The action and the first turn of a revert. The source has to be up. A destination that surely runs nothing any
+    more is cleaned when it returns; before that is sure, the guest is not started elsewhere. Raises Conflict.
+
+    Hosts are asked for after the instance was read: one that is back touches its instances, and the write is lost.
+    """
+    if await store.hosts.get_state(move.source) is not HostState.UP:
         raise Conflict(
             f"Cannot 'revertResize' instance {instance.id}: the host it came from is not up at this time.",
             rule="host_up",
             hint="Try again when the host is back.",
         )
-    if destination is HostState.UP:
+    destination = await store.hosts.get_brief(move.destination) if move.destination else None
+    if destination is not None and destination.state is HostState.UP:
         return action, moves.Turn({}, [moves.status(move, "reverting", action.started_at)])
-    turn = moves.handed_back(instance, move)
+    if destination is not None and (destination.state is HostState.UNKNOWN or destination.fence is None):
+        raise Conflict(
+            f"Cannot 'revertResize' instance {instance.id}: its host is {destination.state}, and may still run it.",
+            rule="host_fenced",
+            hint="Try again when the host is back, or down and fenced.",
+        )
     step = make_step("finish_revert", move.source)
-    return action.model_copy(update={"step": step}), turn
+    return action.model_copy(update={"step": step}), moves.handed_back(instance, move)

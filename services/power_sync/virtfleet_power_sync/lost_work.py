@@ -1,7 +1,8 @@
 """Work whose host is lost ends by itself, so that nothing stands in the way of an evacuation.
 
 What can go on elsewhere does (a create, the preparation of a move, an evacuation); the rest ends with the fault
-`host_lost`. What the lost host may hold of it is its clean-up, for when it returns.
+`host_lost`. What the lost host may hold of it is its clean-up, for when it returns. A revert waits until the host is
+fenced: the guest is not started on its source while this host may still run it.
 """
 
 from collections.abc import Sequence
@@ -35,8 +36,8 @@ class LostWork:
         self._settings = settings
 
     async def end(self, hosts: Sequence[Host]) -> None:
-        """End every action whose current step is on a host that is down."""
-        down = {f"compute.{host.id}": host.id for host in hosts if host.state is HostState.DOWN}
+        """End every action whose current step is on a host that is down, but for those that wait for its fence."""
+        down = {f"compute.{host.id}": host for host in hosts if host.state is HostState.DOWN}
         if not down:
             return
         up = {host.id for host in hosts if host.state is HostState.UP}
@@ -44,7 +45,10 @@ class LostWork:
             if instance.action is not None:
                 await self._end(instance, instance.action, down[instance.action.step.executor], up)
 
-    async def _end(self, instance: Instance, action: ActionState, host: str, up: set[str]) -> None:
+    async def _end(self, instance: Instance, action: ActionState, lost: Host, up: set[str]) -> None:
+        if action.step.name == "revert" and lost.fence is None:
+            return
+        host = lost.id
         fault = fault_of(HostIsLost(f"host {host} was lost while it worked on {action.step.name}"), host)
         change = ending(instance, action, host, fault, up, self._settings.max_attempts)
         expect = Expect(action_id=action.id, seq=action.step.seq, rev=instance.rev)

@@ -5,8 +5,8 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from virtfleet_common.records import Flavor, Instance, Move
-from virtfleet_common.states import TaskState, VmState
+from virtfleet_common.records import FenceProof, Flavor, Instance, Move, Resources
+from virtfleet_common.states import HostState, TaskState, VmState
 
 from .api import Api, error_of
 
@@ -119,6 +119,43 @@ async def test_a_move_is_decided_before_another_one_begins(api: Api, large: Flav
             409, f"Cannot '{action}' instance {guest.id}: its migration has to be confirmed or reverted first.",
         )  # fmt: skip
     assert await stored(api, guest) == guest
+
+
+PROOF = FenceProof(proof="silence", at=datetime.now(UTC)).model_dump()
+
+
+@pytest.mark.parametrize(
+    ("fields", "step"),
+    [
+        ({"state": HostState.UP}, "revert"),
+        ({"state": HostState.UNKNOWN}, None),
+        ({"state": HostState.DOWN}, None),
+        ({"state": HostState.DOWN, "fence": PROOF}, "finish_revert"),
+        (None, "finish_revert"),
+    ],
+    ids=["up", "unknown", "down", "fenced", "gone"],
+)
+async def test_a_guest_is_not_taken_back_while_its_host_may_still_run_it(
+    api: Api, fields: dict[str, Any] | None, step: str | None
+) -> None:
+    destination = f"host-{uuid4().hex[:8]}"
+    moved = {"vm_state": VmState.RESIZED, "host": destination, "move": a_move(destination, source=api.host)}
+    guest = await api.instance(**moved)
+    if fields is not None:
+        await api.store.hosts.register(destination, uuid=str(uuid4()), limits=Resources(), facts={})
+        neighbour = await api.instance(host=destination)
+        assert (await api.act(neighbour, {"pause": None})).status_code == 202  # a moment ago, the host was up
+        await api.store.hosts.set_fields(destination, fields)
+    answer = await api.act(guest, {"revertResize": None})
+    after = await stored(api, guest)
+    if step is None:
+        status, _, message = error_of(answer)
+        assert (status, f"its host is {fields and fields['state']}, and may still run it" in message) == (409, True)
+        assert after == guest
+    else:
+        assert (answer.status_code, after.host) == (202, destination if step == "revert" else api.host)
+        assert after.action is not None
+        assert after.action.step.name == step
 
 
 def a_move(destination: str, **fields: Any) -> Move:
