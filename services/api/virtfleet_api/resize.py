@@ -82,6 +82,7 @@ async def revert_of(
     """The action and the first turn of a revert. The source has to be up. A destination that surely runs nothing any
     more is cleaned when it returns; before that is sure, the guest is not started elsewhere. Raises Conflict.
 
+    From now on the move is not confirmed by itself: a revert that fails may have removed the destination's copy.
     Hosts are asked for after the instance was read: one that is back touches its instances, and the write is lost.
     """
     if await store.hosts.get_state(move.source) is not HostState.UP:
@@ -91,13 +92,14 @@ async def revert_of(
             hint="Try again when the host is back.",
         )
     destination = await store.hosts.get_brief(move.destination) if move.destination else None
+    undue = {"move.confirm_by": None}
     if destination is not None and destination.state is HostState.UP:
-        return action, moves.Turn({}, [moves.status(move, "reverting", action.started_at)])
+        return action, moves.Turn(undue, [moves.status(move, "reverting", action.started_at)])
     if destination is not None and (destination.state is HostState.UNKNOWN or destination.fence is None):
         raise Conflict(
             f"Cannot 'revertResize' instance {instance.id}: its host is {destination.state}, and may still run it.",
             rule="host_fenced",
             hint="Try again when the host is back, or down and fenced.",
         )
-    step = make_step("finish_revert", move.source)
-    return action.model_copy(update={"step": step}), moves.handed_back(instance, move)
+    step, turn = make_step("finish_revert", move.source), moves.handed_back(instance, move)
+    return action.model_copy(update={"step": step}), moves.Turn({**turn.set, **undue}, turn.effects)

@@ -7,6 +7,7 @@ from uuid import uuid4
 import pytest
 from virtfleet_common.records import FenceProof, Flavor, Instance, Move, Resources
 from virtfleet_common.states import HostState, TaskState, VmState
+from virtfleet_common.store import Expect
 
 from .api import Api, error_of
 
@@ -119,6 +120,17 @@ async def test_a_move_is_decided_before_another_one_begins(api: Api, large: Flav
             409, f"Cannot '{action}' instance {guest.id}: its migration has to be confirmed or reverted first.",
         )  # fmt: skip
     assert await stored(api, guest) == guest
+
+
+async def test_a_revert_that_failed_is_never_followed_by_a_confirm_that_nobody_asked_for(api: Api) -> None:
+    due = datetime.now(UTC) - timedelta(seconds=1)
+    await api.store.hosts.register("elsewhere", uuid=str(uuid4()), limits=Resources(), facts={})
+    guest = await api.instance(vm_state=VmState.RESIZED, move=a_move(api.host, confirm_by=due))
+    assert guest.id in {one.id for one in await api.store.instances.find_unconfirmed(datetime.now(UTC))}
+    assert (await api.act(guest, {"revertResize": None})).status_code == 202
+    await api.store.instances.transition(guest.id, expect=Expect(), set={"task_state": None}, end=True)  # it has failed
+    assert guest.id not in {one.id for one in await api.store.instances.find_unconfirmed(datetime.now(UTC))}
+    assert (await api.act(guest, {"confirmResize": None})).status_code == 204
 
 
 PROOF = FenceProof(proof="silence", at=datetime.now(UTC)).model_dump()
