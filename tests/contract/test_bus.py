@@ -25,6 +25,8 @@ from virtfleet_common.messages import PerformStep, RebootInstance
 from virtfleet_common.rabbit import RabbitBus, cancellable
 from virtfleet_local.broker import Broker
 
+from tests.proxy import wire_to
+
 PROMPTLY = 15.0
 Inbox = asyncio.Queue[Delivery]
 AnyBus = RabbitBus | MemoryBus
@@ -496,6 +498,32 @@ async def until_published(bus: RabbitBus, message: Outgoing) -> None:
                 return await bus.publish(message)
             except BusUnavailable:
                 await asyncio.sleep(0.1)
+
+
+async def test_a_broker_that_falls_silent_is_away_for_who_publishes_and_cancels_nobody(amqp_url: str) -> None:
+    """aiormq cancels whatever waits on a connection that it gives up."""
+    queue = a_queue()
+    with wire_to(amqp_url) as (wire, url):
+        bus = RabbitBus(f"{url}?heartbeat=1", name="bus-contract", publish_timeout=60.0)
+        async with inbox_of(bus, queue) as arrived:
+            await bus.publish(a_step(f"{queue.name}.before", mandatory=True))
+            assert (await next_of(arrived)).key == f"{queue.name}.before"
+            wire.cut()
+            sent = (bus.publish(a_step(f"{queue.name}.lost")) for _ in range(3))
+            outcomes = await asyncio.gather(*sent, return_exceptions=True)
+            assert [type(one) for one in outcomes] == [BusUnavailable] * 3
+            wire.mend()
+            await until_published(bus, a_step(f"{queue.name}.after", mandatory=True))
+            async with asyncio.timeout(PROMPTLY):
+                while (await arrived.get()).key != f"{queue.name}.after":
+                    pass
+        await bus.close()
+
+
+async def test_a_timeout_within_is_still_one() -> None:
+    with pytest.raises(TimeoutError), cancellable():
+        async with asyncio.timeout(0):
+            await asyncio.Event().wait()
 
 
 async def test_a_cancellation_that_aiormq_replaces_goes_through() -> None:

@@ -13,7 +13,7 @@ from virtfleet_common.messages import (
     StopInstance,
 )
 from virtfleet_common.records import ActionRecord, Flavor, Instance
-from virtfleet_common.states import VmState
+from virtfleet_common.states import PowerState, VmState
 from virtfleet_local.fleet import LocalFleet
 
 from tests.conftest import brittle
@@ -138,6 +138,19 @@ async def test_a_resize_that_is_not_sound_changes_nothing(four: World, flavor: s
         await four.client.command(ResizeInstance(instance_id=instance.id, flavor=flavor))
     assert refusal.value.rule == rule
     assert (await four.instance(instance.id)).rev == instance.rev
+
+
+async def test_a_guest_whose_finish_failed_is_stopped_and_can_still_be_taken_back(four: World) -> None:
+    instance = await four.create()
+    four.arm("finish.middle", "raise")
+    broken, _ = await do(four, ResizeInstance(instance_id=instance.id, flavor="2"), instance.id)
+    assert (broken.vm_state, broken.host == instance.host) == (VmState.ERROR, False)
+    stopped, action = await do(four, StopInstance(instance_id=instance.id), instance.id)
+    assert (action.result, stopped.power_state) == ("Success", PowerState.SHUTDOWN)
+    assert (stopped.vm_state, stopped.move) == (VmState.ERROR, broken.move)
+    back, _ = await do(four, RevertResize(instance_id=instance.id), instance.id)
+    assert (back.vm_state, back.host, back.flavor.id) == (VmState.ACTIVE, instance.host, "1")
+    await books_are_clean(four)
 
 
 async def test_there_is_nothing_to_confirm_or_to_revert(four: World) -> None:

@@ -8,12 +8,17 @@ from virtfleet_common.records import EVACUATION, ActionState, Instance, Move
 from virtfleet_common.states import VmState
 from virtfleet_common.steps import make_step
 
-from tests.unit.records import NOW, an_instance
+from tests.unit.records import FLAVOR, NOW, an_instance
 
 MOVE = Move(
     id="m-1", type="resize", source="host-1", source_claim="c-1", old_vm_state=VmState.ACTIVE, destination="host-2",
     claim="c-2",
 )  # fmt: skip
+
+
+def told(turn: moves.Turn, kind: str, *names: str) -> list[tuple[Any, ...]]:
+    """The effects of one kind, as these fields of theirs."""
+    return [tuple(one.get(kind, one)[name] for name in names) for one in turn.effects if one["kind"] == kind]
 
 
 @pytest.mark.parametrize(
@@ -40,6 +45,62 @@ def test_a_move_that_is_given_up_is_never_left_half_open(
     assert all(one["claim"] == "c-2" for one in owed)
 
 
+def an_action(step: str, **more: Any) -> ActionState:
+    return ActionState(
+        id="req-1", name="something", trace_id="1" * 32, user_id="u", project_id="p", step=make_step(step, "host-1"),
+        started_at=NOW, expires_at=NOW, original_vm_state=VmState.ACTIVE, progressed_at=NOW, **more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("said", [VmState.ACTIVE, VmState.ERROR])
+@pytest.mark.parametrize(
+    ("step", "host", "owner", "is_open", "cleaned"),
+    [
+        ("select_destination", "host-1", "host-1", False, ["host-2"]),
+        ("prepare", "host-1", "host-1", False, ["host-2"]),
+        ("move", "host-1", "host-1", False, ["host-2"]),
+        ("finish", "host-2", "host-2", True, []),
+        ("revert", "host-2", "host-2", True, []),
+        ("finish_revert", "host-1", "host-1", False, ["host-2"]),
+        (None, "host-2", "host-2", True, []),
+        ("reboot_hard", "host-2", "host-2", True, []),
+        ("delete", "host-1", "host-1", False, ["host-2"]),
+        ("delete", "host-2", "host-2", True, []),
+    ],
+)
+def test_a_move_that_an_admin_resets_is_given_up_or_waits_for_its_owner(
+    step: str | None, host: str, owner: str, is_open: bool, cleaned: list[str], said: VmState
+) -> None:
+    action = an_action(step) if step else None
+    instance = an_instance(host=host, move=MOVE, vm_state=VmState.RESIZED, action=action, old_flavor=FLAVOR)
+    turn = moves.reset(instance, said, NOW)
+    after = instance.model_copy(update=dict(turn.set))
+    assert (after.host, after.task_state, moves.is_undecided(after)) == (owner, None, is_open)
+    assert after.vm_state is (VmState.RESIZED if is_open and said is VmState.ACTIVE else said)
+    assert told(turn, "cleanup", "host", "claim") == [(one, "c-2") for one in cleaned]
+    assert (after.move, after.old_flavor, after.new_flavor) == ((MOVE, FLAVOR, None) if is_open else (None, None, None))
+    assert [kind for kind in ("migration", "quota") if told(turn, kind)] == ([] if is_open else ["migration", "quota"])
+
+
+@pytest.mark.parametrize("step", ["select_shelter", "shelter", "delete"])
+@pytest.mark.parametrize("is_switched", [False, True])
+def test_an_evacuation_that_an_admin_resets_can_be_tried_again(step: str, is_switched: bool) -> None:
+    begun = on_its_destination if is_switched else on_its_source
+    instance = begun(action=an_action(step), vm_state=VmState.ERROR)
+    turn = moves.reset(instance, VmState.ACTIVE, NOW)
+    after = instance.model_copy(update=dict(turn.set))
+    assert (after.host, after.claim, after.move) == ("host-1", "c-1", None)
+    assert (after.vm_state, after.task_state) == (VmState.ACTIVE, None)
+    assert told(turn, "release", "claim") == [("c-2",)]
+    assert told(turn, "cleanup", "host") == ([("host-2",)] if is_switched else [])
+
+
+def test_a_reset_of_an_instance_that_is_not_moved_says_what_it_is_and_no_more() -> None:
+    for action in (None, an_action("reboot_hard")):
+        turn = moves.reset(an_instance(vm_state=VmState.ERROR, action=action), VmState.ACTIVE, NOW)
+        assert (turn.set, turn.effects) == ({"vm_state": VmState.ACTIVE, "task_state": None}, [])
+
+
 def test_an_action_that_is_no_move_leaves_nothing_of_one() -> None:
     turn = moves.given_up(an_instance(), "reboot_hard", NOW, is_put_back=False)
     assert (turn.set, turn.effects) == ({}, [])
@@ -58,22 +119,13 @@ def on_its_destination(**more: Any) -> Instance:
     return on_its_source(**{"host": "host-2", "claim": "c-2", "epoch": 4, **more})
 
 
-def told(turn: moves.Turn, kind: str, *names: str) -> list[tuple[Any, ...]]:
-    """The effects of one kind, as these fields of theirs."""
-    return [tuple(one.get(kind, one)[name] for name in names) for one in turn.effects if one["kind"] == kind]
-
-
 def statuses(turn: moves.Turn) -> list[str]:
     return [one["fields"]["status"] for one in turn.effects if one["kind"] == "migration"]
 
 
 def test_an_evacuation_begins_as_accepted_and_knows_what_it_leaves() -> None:
-    action = ActionState(
-        id="req-1", name="evacuate", trace_id="1" * 32, user_id="u", project_id="p",
-        step=make_step("select_shelter", None), started_at=NOW, expires_at=NOW, original_vm_state=VmState.STOPPED,
-        progressed_at=NOW,
-    )  # fmt: skip
-    turn = moves.begun(on_its_source(move=None, vm_state=VmState.STOPPED), action, EVACUATION)
+    stopped = on_its_source(move=None, vm_state=VmState.STOPPED)
+    turn = moves.begun(stopped, an_action("select_shelter"), EVACUATION)
     move = Move.model_validate(turn.set["move"])
     assert (move.type, move.source, move.source_claim, move.old_vm_state) == (EVACUATION, "host-1", "c-1", "stopped")
     assert (move.destination, move.claim, move.is_shared) == (None, None, None)

@@ -11,10 +11,11 @@ from virtfleet_common.audit import Kind
 from virtfleet_common.auditor import audit
 from virtfleet_common.errors import NoValidHost
 from virtfleet_common.messages import ExplainPlacement
-from virtfleet_common.records import Allocation, Flavor, Instance, Resources, ServerGroup
+from virtfleet_common.records import ActionState, Allocation, Flavor, Instance, Resources, ServerGroup
 from virtfleet_common.settings import SchedulerSettings
 from virtfleet_common.states import VmState
-from virtfleet_common.store import Store
+from virtfleet_common.steps import make_step
+from virtfleet_common.store import Expect, Store
 from virtfleet_common.store.memory import MemoryStore
 from virtfleet_common.store.pins import new_pin
 from virtfleet_scheduler.explain import Explainer
@@ -208,6 +209,29 @@ async def test_an_undone_placement_gives_its_own_place_back_and_no_other(world: 
     await world.placement._give_back(instance.id, placed)
     assert await world.store.hosts.find_claim("c:1") == other
     assert (await audit(world.store, grace=0)).is_clean
+
+
+async def test_a_claim_is_not_taken_from_the_scheduler_that_took_the_step_over(world: World) -> None:
+    await world.hosts(a=8)
+    now, step = datetime.now(UTC), make_step("select", None)
+    action = ActionState(
+        id="req-1", name="create", trace_id="1" * 32, user_id="u", project_id="p", step=step, started_at=now,
+        expires_at=now, original_vm_state=VmState.BUILDING, progressed_at=now, claimed_by="another",
+    )  # fmt: skip
+    instance = await world.store.instances.insert(an_instance(action=action))
+    stale = await world.placement.choose(instance, SMALL, "req-1:1", is_first=True)
+    found = await world.placement.choose(instance, SMALL, "req-1:1")
+    await world.placement._give_back(instance.id, stale)
+    handed_over = {"host": found.host, "claim": found.claim}
+    await world.store.instances.transition(
+        instance.id, expect=Expect(), set=handed_over, step=make_step("create", "a", seq=2)
+    )
+    await world.placement._give_back(instance.id, stale)
+    assert (await audit(world.store, grace=0)).is_clean
+    assert await world.store.hosts.find_claim("req-1:1") == "a"
+    await world.store.instances.transition(instance.id, expect=Expect(), set={"host": None, "claim": None}, end=True)
+    await world.placement._give_back(instance.id, stale)
+    assert await world.store.hosts.find_claim("req-1:1") is None
 
 
 async def test_a_dry_run_explains_each_guest_and_claims_nothing(world: World) -> None:

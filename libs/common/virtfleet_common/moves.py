@@ -84,7 +84,7 @@ def refused(instance: Instance, move: Move, at: datetime) -> Turn:
 def abandoned(instance: Instance, at: datetime) -> Turn:
     """The move failed before the instance changed hands for good: it stays what it was, where it was."""
     move = instance.move
-    fields = {"move": None, "new_flavor": None, "progress": 0}
+    fields = {"move": None, "old_flavor": None, "new_flavor": None, "progress": 0}
     if move is None:
         return Turn(fields)
     told = [status(move, "error", at), quota.settled(instance, instance.flavor)]
@@ -101,11 +101,13 @@ def given_up(instance: Instance, step: str, at: datetime, *, is_put_back: bool) 
 
     Before the switch the move is abandoned, and the guest is what it was if it `is_put_back`. After the switch, both
     copies stay, and the owner may still take it back. On the way back it is the source's, whatever the guest does.
-    An evacuation can always be tried again.
+    An evacuation can always be tried again. A deletion takes the place of a move that nobody carries on afterwards.
     """
     broken = {"vm_state": VmState.ERROR}
     match step:
         case "select_destination" | "prepare" | "select_shelter" | "shelter":
+            return abandoned(instance, at)
+        case "delete" if instance.move is not None and not is_undecided(instance):
             return abandoned(instance, at)
         case "move":
             turn = abandoned(instance, at)
@@ -119,6 +121,21 @@ def given_up(instance: Instance, step: str, at: datetime, *, is_put_back: bool) 
             return Turn(*volumes.given_up(instance, at))
         case _:
             return Turn({})
+
+
+def reset(instance: Instance, vm_state: VmState, at: datetime) -> Turn:
+    """An admin says what the instance is: the step in progress is given up, whatever its executor may have done of it.
+    A move that waits for its owner's decision goes on waiting: what is said to be active is resized then."""
+    action = instance.action
+    turn = given_up(instance, action.step.name, at, is_put_back=False) if action else Turn({})
+    said = VmState.RESIZED if vm_state is VmState.ACTIVE and is_undecided(instance) else vm_state
+    return Turn({**turn.set, "vm_state": said, "task_state": None}, turn.effects)
+
+
+def is_undecided(instance: Instance) -> bool:
+    """Whether the instance has changed hands in a resize or migration, and may still be taken back."""
+    move = instance.move
+    return move is not None and move.type != EVACUATION and instance.host == move.destination
 
 
 def switched(instance: Instance, move: Move, at: datetime, *, is_shared: bool) -> Turn:

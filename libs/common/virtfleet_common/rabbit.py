@@ -68,10 +68,9 @@ class RabbitBus:
     async def send(self, exchange: str, key: str, wire: aio_pika.Message, *, mandatory: bool) -> None:
         """Publish what is on the wire already. Raises as `publish` does."""
         try:
-            with cancellable():
-                async with asyncio.timeout(self._timeout):
-                    through = await self._publisher.exchange(exchange)
-                    await through.publish(wire, key, mandatory=mandatory)
+            async with _within(self._timeout):
+                through = await self._publisher.exchange(exchange)
+                await through.publish(wire, key, mandatory=mandatory)
         except PublishError as error:
             raise Unroutable(f"no queue takes {key}", key=key) from error
         except _BROKEN as error:
@@ -131,10 +130,10 @@ class _Consumer:
 
     async def _consume_once(self, *, takes_as_is: bool) -> None:
         lost = asyncio.Event()
-        async with asyncio.timeout(_CONNECT_TIMEOUT):
+        async with _within(_CONNECT_TIMEOUT):
             channel = await self._link.channel(lost)
         try:
-            async with asyncio.timeout(_CONNECT_TIMEOUT):
+            async with _within(_CONNECT_TIMEOUT):
                 await channel.set_qos(prefetch_count=self._queue.prefetch)
                 declared = await self._declared(channel, takes_as_is=takes_as_is)
                 await declared.consume(self._start)
@@ -245,20 +244,34 @@ async def _exchange(channel: AbstractChannel, name: str) -> AbstractExchange:
 
 @contextmanager
 def cancellable() -> Iterator[None]:
-    """A cancellation that comes while aiormq is at work goes through: where it closes at the same time, aiormq raises
-    what it closed with instead, and whoever was told to stop would go on for ever."""
+    """Cancelled is who was cancelled, and nobody else, while aiormq is at work.
+
+    Where it closes at the same time, it raises what it closed with instead of the cancellation, and whoever was told to
+    stop would go on for ever. And it cancels what waits on a connection that it gives up for its silence: a
+    ConnectionError here, or whoever publishes would end.
+    """
     task = asyncio.current_task()
     before = task.cancelling() if task else 0
     try:
         yield
+    except asyncio.CancelledError as error:
+        raise ConnectionError("the connection was given up") from error
     finally:
         if task is not None and task.cancelling() > before:
             raise asyncio.CancelledError
 
 
+@asynccontextmanager
+async def _within(seconds: float) -> AsyncIterator[None]:
+    """The bounds of everything that is asked of aiormq: what goes wrong there is one of `_BROKEN`."""
+    with cancellable():
+        async with asyncio.timeout(seconds):
+            yield
+
+
 async def _closed(closing: Awaitable[None]) -> None:
-    with cancellable(), suppress(*_BROKEN):
-        async with asyncio.timeout(_CLOSE_TIMEOUT):
+    with suppress(*_BROKEN):
+        async with _within(_CLOSE_TIMEOUT):
             await closing
 
 
@@ -328,9 +341,8 @@ class _Settler:
 
     async def _settle(self, settling: Awaitable[None]) -> None:
         try:
-            with cancellable():
-                async with asyncio.timeout(_CLOSE_TIMEOUT):
-                    await settling
+            async with _within(_CLOSE_TIMEOUT):
+                await settling
         except _BROKEN as error:
             log.info("message.not_settled", key=self._message.routing_key, error=repr(error))
 

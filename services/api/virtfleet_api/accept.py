@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from virtfleet_common import moves, volumes
+from virtfleet_common import moves
 from virtfleet_common.actions import ACTIONS, ActionSpec, HostNeed
 from virtfleet_common.beginning import accepting, begin, begun, superseded, unchanged
 from virtfleet_common.effects import Effect
@@ -165,9 +165,7 @@ class Acceptor:
             case "evacuate":
                 return evacuate.begun(instance, spec, action, args)
             case "revertResize":
-                move = resize.open_move(instance, spec)
-                states = [await self._host_state(host) for host in (move.source, move.destination)]
-                return resize.revert_of(instance, move, action, *states)
+                return await resize.revert_of(self._store, instance, resize.open_move(instance, spec), action)
             case "attach_volume":
                 return await attach.begun(self._store, instance, action, args)
             case "detach_volume":
@@ -185,10 +183,8 @@ class Acceptor:
         self, who: Identity, instance: Instance, spec: ActionSpec, vm_state: VmState, action_id: str
     ) -> Instance:
         """An admin says what the instance is; the action in progress, if there is one, ends as superseded."""
-        reset = {"vm_state": vm_state, "task_state": None}
-        is_attach = instance.action is not None and instance.action.step.name == "attach_volume"
-        fields, left = volumes.given_up(instance, self._clock.now()) if is_attach else ({}, [])
-        return await self._complete(who, instance, spec, action_id, {**reset, **fields}, left, end=True)
+        turn = moves.reset(instance, vm_state, self._clock.now())
+        return await self._complete(who, instance, spec, action_id, turn.set, turn.effects, end=True)
 
     async def _lock(
         self, who: Identity, instance: Instance, spec: ActionSpec, args: Mapping[str, Any], action_id: str

@@ -5,9 +5,11 @@ from typing import Any
 
 from virtfleet_common import moves
 from virtfleet_common.actions import ActionSpec
-from virtfleet_common.errors import BadRequest, Conflict, NotFound
+from virtfleet_common.errors import BadRequest, NotFound
 from virtfleet_common.records import EVACUATION, ActionState, Instance
 from virtfleet_common.store import Store
+
+from virtfleet_api.resize import check_not_moving
 
 
 async def check_target(store: Store, instance: Instance, args: Mapping[str, Any]) -> None:
@@ -32,12 +34,8 @@ def begun(
     instance: Instance, spec: ActionSpec, action: ActionState, args: Mapping[str, Any]
 ) -> tuple[ActionState, moves.Turn]:
     """The action and the first turn of an evacuation. Raises Conflict for an instance that is in a move already."""
-    if instance.move is not None:
-        raise Conflict(
-            f"Cannot '{spec.name}' instance {instance.id}: its resize or migration has to be reverted first.",
-            rule=f"{spec.name}.move",
-            hint="Revert it, or confirm it if the host that it came from is the one that is lost.",
-        )
+    hint = "Revert it, or confirm it if the host that it came from is the one that is lost."
+    check_not_moving(instance, spec.name, hint=hint)
     notes = {"forced_host": args.get("host"), "on_shared_storage": args.get("on_shared_storage")}
     known = {name: value for name, value in notes.items() if value is not None}
     return action.model_copy(update={"notes": known}), moves.begun(instance, action, EVACUATION)

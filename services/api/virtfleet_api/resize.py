@@ -46,7 +46,8 @@ async def wanted_host(store: Store, instance: Instance, args: Mapping[str, Any])
 async def begun(
     store: Store, instance: Instance, action: ActionState, args: Mapping[str, Any], now: datetime
 ) -> tuple[ActionState, moves.Turn]:
-    """The action and the first turn of a move."""
+    """The action and the first turn of a move. Raises Conflict for an instance that is in a move already."""
+    check_not_moving(instance, action.name)
     host = await wanted_host(store, instance, args)
     flavor = await new_flavor(store, instance, args)
     turn = moves.begun(instance, action, "resize" if flavor else "migration", flavor)
@@ -54,9 +55,20 @@ async def begun(
     return action.model_copy(update={"notes": notes}), turn
 
 
+def check_not_moving(instance: Instance, action: str, *, hint: str | None = None) -> None:
+    """A move is decided before another one begins: else nobody would know what the first one left. Raises Conflict."""
+    move = instance.move
+    if move is not None:
+        raise Conflict(
+            f"Cannot '{action}' instance {instance.id}: its {move.type} has to be confirmed or reverted first.",
+            rule=f"{action}.move",
+            hint=hint,
+        )
+
+
 def open_move(instance: Instance, spec: ActionSpec) -> Move:
     """The move that waits for its owner's decision. Raises Conflict if there is none."""
-    if instance.move is None or instance.host != instance.move.destination:
+    if instance.move is None or not moves.is_undecided(instance):
         raise Conflict(
             f"Cannot '{spec.name}' instance {instance.id} while it is in vm_state {instance.vm_state}",
             rule=f"{spec.name}.move",
@@ -64,19 +76,30 @@ def open_move(instance: Instance, spec: ActionSpec) -> Move:
     return instance.move
 
 
-def revert_of(
-    instance: Instance, move: Move, action: ActionState, source: HostState | None, destination: HostState | None
+async def revert_of(
+    store: Store, instance: Instance, move: Move, action: ActionState
 ) -> tuple[ActionState, moves.Turn]:
-    """The action and the first turn of a revert. A destination that is lost is cleaned when it returns; the source has
-    to be there. Raises Conflict."""
-    if source is not HostState.UP:
+    """The action and the first turn of a revert. The source has to be up. A destination that surely runs nothing any
+    more is cleaned when it returns; before that is sure, the guest is not started elsewhere. Raises Conflict.
+
+    From now on the move is not confirmed by itself: a revert that fails may have removed the destination's copy.
+    Hosts are asked for after the instance was read: one that is back touches its instances, and the write is lost.
+    """
+    if await store.hosts.get_state(move.source) is not HostState.UP:
         raise Conflict(
             f"Cannot 'revertResize' instance {instance.id}: the host it came from is not up at this time.",
             rule="host_up",
             hint="Try again when the host is back.",
         )
-    if destination is HostState.UP:
-        return action, moves.Turn({}, [moves.status(move, "reverting", action.started_at)])
-    turn = moves.handed_back(instance, move)
-    step = make_step("finish_revert", move.source)
-    return action.model_copy(update={"step": step}), turn
+    destination = await store.hosts.get_brief(move.destination) if move.destination else None
+    undue = {"move.confirm_by": None}
+    if destination is not None and destination.state is HostState.UP:
+        return action, moves.Turn(undue, [moves.status(move, "reverting", action.started_at)])
+    if destination is not None and (destination.state is HostState.UNKNOWN or destination.fence is None):
+        raise Conflict(
+            f"Cannot 'revertResize' instance {instance.id}: its host is {destination.state}, and may still run it.",
+            rule="host_fenced",
+            hint="Try again when the host is back, or down and fenced.",
+        )
+    step, turn = make_step("finish_revert", move.source), moves.handed_back(instance, move)
+    return action.model_copy(update={"step": step}), moves.Turn({**turn.set, **undue}, turn.effects)

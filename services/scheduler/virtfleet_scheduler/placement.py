@@ -104,7 +104,12 @@ class Placement:
         return partial(self._give_back, run.instance.id, placed)
 
     async def _give_back(self, instance_id: str, placed: Placed) -> None:
+        """While the step that names the claim is the current one, another scheduler executes it, and may be about to
+        hand over with that claim. Should it not, the audit finds the claim."""
         stored = await self._store.instances.get(instance_id)
+        action = stored.action if stored else None
+        if action is not None and placed.claim == f"{action.id}:{action.step.seq}":
+            return
         held = set() if stored is None else {(stored.claim, stored.host)}
         if stored is not None and stored.move is not None:
             held |= {(stored.move.claim, stored.move.destination), (stored.move.source_claim, stored.move.source)}

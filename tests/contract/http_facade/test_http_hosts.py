@@ -302,6 +302,19 @@ async def test_a_guest_of_a_lost_host_is_evacuated(api: Api, version: str, body:
     assert (migration["source_compute"], migration["dest_compute"]) == (api.host, None)
 
 
+async def test_an_evacuation_that_an_admin_resets_keeps_nobody_out_and_can_be_tried_again(api: Api) -> None:
+    guest = await api.instance()
+    await a_lost_host(api)
+    for _ in range(2):
+        assert (await api.act(guest, {"evacuate": {}}, who="admin", version="2.14")).status_code == 200
+        assert len(await api.store.instances.find_evacuating(api.host)) == 1
+        assert (await api.act(guest, {"os-resetState": {"state": "error"}}, who="admin")).status_code == 202
+        assert await api.store.instances.find_evacuating(api.host) == []
+    stored = await api.store.instances.get(guest.id)
+    assert stored is not None
+    assert (stored.host, stored.vm_state, stored.task_state, stored.action) == (api.host, VmState.ERROR, None, None)
+
+
 @pytest.mark.parametrize(
     ("version", "body", "says"),
     [

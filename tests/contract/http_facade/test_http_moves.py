@@ -5,8 +5,9 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from virtfleet_common.records import Flavor, Instance
-from virtfleet_common.states import TaskState, VmState
+from virtfleet_common.records import FenceProof, Flavor, Instance, Move, Resources
+from virtfleet_common.states import HostState, TaskState, VmState
+from virtfleet_common.store import Expect
 
 from .api import Api, error_of
 
@@ -85,6 +86,96 @@ async def test_an_admin_says_what_a_server_is(api: Api) -> None:
     assert (await api.act(guest, {"os-resetState": {"state": "active"}})).status_code == 403
     assert (await api.act(guest, {"os-resetState": {"state": "active"}}, who="admin")).status_code == 202
     assert (await stored(api, guest)).vm_state is VmState.ACTIVE
+
+
+async def test_a_resize_that_an_admin_resets_is_over_and_gives_back_what_it_held(api: Api, large: Flavor) -> None:
+    guest = await api.instance()
+    before = (await api.store.quotas.get(api.project)).used
+    for _ in range(2):
+        assert (await api.act(guest, {"resize": {"flavorRef": large.id}})).status_code == 202
+        assert (await api.store.quotas.get(api.project)).used != before
+        assert (await api.act(guest, {"os-resetState": {"state": "active"}}, who="admin")).status_code == 202
+        assert (await api.store.quotas.get(api.project)).used == before
+    after = await stored(api, guest)
+    assert (after.vm_state, after.move, after.new_flavor, after.action) == (VmState.ACTIVE, None, None, None)
+    assert [one.status for one in await api.store.migrations.find({"instance_id": guest.id})] == ["error", "error"]
+
+
+async def test_a_move_that_waits_for_a_decision_still_does_after_a_reset(api: Api) -> None:
+    guest = await api.instance(vm_state=VmState.ERROR, move=a_move(api.host))
+    assert (await api.act(guest, {"os-resetState": {"state": "active"}}, who="admin")).status_code == 202
+    shown = (await api.ask("GET", f"/v2.1/servers/{guest.id}")).json()["server"]
+    assert shown["status"] == "VERIFY_RESIZE"
+    assert (await api.act(guest, {"confirmResize": None})).status_code == 204
+    assert (await stored(api, guest)).vm_state is VmState.ACTIVE
+
+
+@pytest.mark.parametrize("vm_state", [VmState.ACTIVE, VmState.STOPPED])
+async def test_a_move_is_decided_before_another_one_begins(api: Api, large: Flavor, vm_state: VmState) -> None:
+    guest = await api.instance(vm_state=vm_state, move=a_move(api.host))
+    for body in ({"resize": {"flavorRef": large.id}}, {"migrate": None}):
+        status, _, message = error_of(await api.act(guest, body, who="admin"))
+        (action,) = body
+        assert (status, message) == (
+            409, f"Cannot '{action}' instance {guest.id}: its migration has to be confirmed or reverted first.",
+        )  # fmt: skip
+    assert await stored(api, guest) == guest
+
+
+async def test_a_revert_that_failed_is_never_followed_by_a_confirm_that_nobody_asked_for(api: Api) -> None:
+    due = datetime.now(UTC) - timedelta(seconds=1)
+    await api.store.hosts.register("elsewhere", uuid=str(uuid4()), limits=Resources(), facts={})
+    guest = await api.instance(vm_state=VmState.RESIZED, move=a_move(api.host, confirm_by=due))
+    assert guest.id in {one.id for one in await api.store.instances.find_unconfirmed(datetime.now(UTC))}
+    assert (await api.act(guest, {"revertResize": None})).status_code == 202
+    await api.store.instances.transition(guest.id, expect=Expect(), set={"task_state": None}, end=True)  # it has failed
+    assert guest.id not in {one.id for one in await api.store.instances.find_unconfirmed(datetime.now(UTC))}
+    assert (await api.act(guest, {"confirmResize": None})).status_code == 204
+
+
+PROOF = FenceProof(proof="silence", at=datetime.now(UTC)).model_dump()
+
+
+@pytest.mark.parametrize(
+    ("fields", "step"),
+    [
+        ({"state": HostState.UP}, "revert"),
+        ({"state": HostState.UNKNOWN}, None),
+        ({"state": HostState.DOWN}, None),
+        ({"state": HostState.DOWN, "fence": PROOF}, "finish_revert"),
+        (None, "finish_revert"),
+    ],
+    ids=["up", "unknown", "down", "fenced", "gone"],
+)
+async def test_a_guest_is_not_taken_back_while_its_host_may_still_run_it(
+    api: Api, fields: dict[str, Any] | None, step: str | None
+) -> None:
+    destination = f"host-{uuid4().hex[:8]}"
+    moved = {"vm_state": VmState.RESIZED, "host": destination, "move": a_move(destination, source=api.host)}
+    guest = await api.instance(**moved)
+    if fields is not None:
+        await api.store.hosts.register(destination, uuid=str(uuid4()), limits=Resources(), facts={})
+        neighbour = await api.instance(host=destination)
+        assert (await api.act(neighbour, {"pause": None})).status_code == 202  # a moment ago, the host was up
+        await api.store.hosts.set_fields(destination, fields)
+    answer = await api.act(guest, {"revertResize": None})
+    after = await stored(api, guest)
+    if step is None:
+        status, _, message = error_of(answer)
+        assert (status, f"its host is {fields and fields['state']}, and may still run it" in message) == (409, True)
+        assert after == guest
+    else:
+        assert (answer.status_code, after.host) == (202, destination if step == "revert" else api.host)
+        assert after.action is not None
+        assert after.action.step.name == step
+
+
+def a_move(destination: str, **fields: Any) -> Move:
+    """A move to this host that has switched."""
+    known: dict[str, Any] = {"source": "elsewhere", "source_claim": "c-1", "claim": "c-2", **fields}
+    return Move(
+        id=str(uuid4()), type="migration", old_vm_state=VmState.ACTIVE, destination=destination, **known,
+    )  # fmt: skip
 
 
 # The history

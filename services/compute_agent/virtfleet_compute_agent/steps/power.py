@@ -25,13 +25,16 @@ async def start(host: HostContext, run: StepRun) -> Done:
 
 
 async def stop(host: HostContext, run: StepRun) -> Done:
-    """Ask the guest to shut down, again and again up to `shutdown_timeout`; then pull the plug."""
+    """Ask the guest to shut down, again and again up to `shutdown_timeout`; then pull the plug. One in error whose move
+    waits for a decision stays so: stopped, it would be out of its owner's reach."""
     hypervisor, id_ = host.hypervisor, run.instance.id
     guest = await hypervisor.observe(id_)
     if is_running(guest):
         await shut_down(host, id_)
         reach("stop.middle")
     await hypervisor.destroy(id_)
+    if run.instance.move is not None:
+        return Done({"power_state": PowerState.SHUTDOWN})
     return Done(settled(VmState.STOPPED, PowerState.SHUTDOWN))
 
 
