@@ -827,6 +827,16 @@ async def test_a_brief_host_is_the_host_without_its_lists(store: Store) -> None:
     assert await store.hosts.get_brief("node9") is None
 
 
+async def test_the_last_that_was_heard_may_be_of_any_host(store: Store) -> None:
+    assert await store.hosts.get_last_heard() is None
+    for name in ("node1", "node2"):
+        await a_host(store, name)
+    await store.hosts.put_seen({"node1": {"boot_id": "boot1", "sequence": 9}})
+    heard = await store.hosts.get_brief("node1")
+    assert heard is not None
+    assert await store.hosts.get_last_heard() == heard.last_seen
+
+
 async def test_a_lost_host_has_no_registration_and_no_proof_until_it_registers_anew(store: Store) -> None:
     await a_host(store)
     await store.hosts.set_fields("node1", as_lost(datetime.now(UTC)))

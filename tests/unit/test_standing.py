@@ -11,7 +11,7 @@ from virtfleet_common.states import HostState
 from virtfleet_common.store.memory import MemoryStore
 from virtfleet_compute_agent.standing import HostLost, Standing
 
-HOST, BOOT = "host-1", "boot-1"
+HOST, OTHER, BOOT = "host-1", "host-2", "boot-1"
 
 
 class Isle:
@@ -30,10 +30,15 @@ class Isle:
         if self.tries <= self.failures:
             raise Faulty("a guest could not be switched off")
 
-    async def is_seen(self) -> None:
+    async def is_seen(self, host: str = HOST) -> None:
         """power_sync hears a heartbeat."""
         self.sequence += 1
-        await self.store.hosts.put_seen({HOST: {"boot_id": BOOT, "sequence": self.sequence}})
+        await self.store.hosts.put_seen({host: {"boot_id": BOOT, "sequence": self.sequence}})
+
+    async def others_are_seen(self) -> None:
+        """power_sync hears heartbeats of another host, for ever."""
+        while True:
+            await self.is_seen(OTHER)
 
 
 @pytest.fixture
@@ -43,15 +48,18 @@ async def isle() -> Isle:
 
 async def registered(isolation_after: float) -> Isle:
     made = Isle(isolation_after)
-    await made.store.hosts.register(HOST, uuid="u", limits=Resources(), facts={"boot_id": BOOT})
+    for host in (HOST, OTHER):
+        await made.store.hosts.register(host, uuid=host, limits=Resources(), facts={"boot_id": BOOT})
     return made
 
 
 async def lost(isle: Isle) -> str:
     """Why the host gives itself up."""
+    others = asyncio.create_task(isle.others_are_seen())
     with pytest.raises(ExceptionGroup) as group:
         async with asyncio.timeout(30):
             await isle.standing.watch()
+    others.cancel()
     (error,) = group.value.exceptions
     assert isinstance(error, HostLost)
     return error.message
@@ -62,11 +70,13 @@ async def test_a_host_that_the_record_still_calls_up_is_isolated_when_nobody_has
     assert (await isle.store.hosts.get_state(HOST), isle.tries) == (HostState.UP, 1)
 
 
-async def test_a_host_whose_heartbeats_are_noted_is_not_isolated() -> None:
+@pytest.mark.parametrize("heard", [[HOST], []], ids=["this one is heard", "nobody is heard"])
+async def test_a_host_is_not_isolated_when(heard: list[str]) -> None:
     isle = await registered(isolation_after=1)
     watching = asyncio.create_task(isle.standing.watch())
     for _ in range(75):
-        await isle.is_seen()
+        for host in heard:
+            await isle.is_seen(host)
         done, _ = await asyncio.wait({watching}, timeout=0.02)
         assert not done
     watching.cancel()

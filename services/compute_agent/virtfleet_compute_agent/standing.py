@@ -5,6 +5,8 @@ Good path: each heartbeat comes back from the broker, and is noted in the record
 the connection is made anew, for it may look alive and be deaf; nothing from the broker or the record for
 `isolation_after`, and the host is isolated: with the policy `stop` its guests are powered off, before anybody starts
 them elsewhere; the registration is void, because the host was declared lost, and it has to come back by the door.
+Where the record shows that nobody is heard, the broker or power_sync is away, and this host is not alone: nobody is
+declared lost before they are back and have listened for `host_down_after`.
 """
 
 import asyncio
@@ -54,6 +56,7 @@ class Standing:
         self._seen_at = time.monotonic()
         self._heard_at = time.monotonic()
         self._last_seen: datetime | None = None
+        self._last_heard: datetime | None = None
         self._echo = asyncio.Event()
 
     def queue(self) -> QueueSpec:
@@ -99,13 +102,21 @@ class Standing:
         try:
             async with asyncio.timeout(self._settings.heartbeat_interval):
                 known = await self._store.hosts.get_brief(self._host)
+                is_noted = known is not None and await self._is_noted(known.last_seen)
         except (StoreUnavailable, TimeoutError):
             return
         if known is None or known.boot_id != self._boot or known.state is HostState.DOWN:
             raise HostLost(f"the registration of {self._host} is void: it was declared lost")
-        if known.last_seen != self._last_seen:
+        if is_noted:
             self._seen_at = max(self._seen_at, asked_at)
-        self._last_seen = known.last_seen
+
+    async def _is_noted(self, last_seen: datetime | None) -> bool:
+        """Whether this host was heard since the last look, or nobody was."""
+        before, self._last_seen = self._last_seen, last_seen
+        if last_seen != before:
+            return True
+        heard_before, self._last_heard = self._last_heard, await self._store.hosts.get_last_heard()
+        return self._last_heard == heard_before
 
     async def _rebuild_if_deaf(self) -> None:
         if time.monotonic() - self._heard_at > _DEAF_AFTER * self._settings.heartbeat_interval:

@@ -126,10 +126,10 @@ async def test_a_revert_that_failed_is_never_followed_by_a_confirm_that_nobody_a
     due = datetime.now(UTC) - timedelta(seconds=1)
     await api.store.hosts.register("elsewhere", uuid=str(uuid4()), limits=Resources(), facts={})
     guest = await api.instance(vm_state=VmState.RESIZED, move=a_move(api.host, confirm_by=due))
-    assert guest.id in {one.id for one in await api.store.instances.find_unconfirmed(datetime.now(UTC))}
+    assert guest.id in {one.id for one in await api.store.instances.find_unconfirmed(datetime.now(UTC), [api.host])}
     assert (await api.act(guest, {"revertResize": None})).status_code == 202
     await api.store.instances.transition(guest.id, expect=Expect(), set={"task_state": None}, end=True)  # it has failed
-    assert guest.id not in {one.id for one in await api.store.instances.find_unconfirmed(datetime.now(UTC))}
+    assert guest.id not in {one.id for one in await api.store.instances.find_unconfirmed(datetime.now(UTC), [api.host])}
     assert (await api.act(guest, {"confirmResize": None})).status_code == 204
 
 

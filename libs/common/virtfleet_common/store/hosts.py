@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from motor.motor_asyncio import AsyncIOMotorDatabase
-from pymongo import ASCENDING, IndexModel, UpdateOne
+from pymongo import ASCENDING, DESCENDING, IndexModel, UpdateOne
 
 from virtfleet_common.records import Allocation, Host, Resources
 from virtfleet_common.states import HostState
@@ -80,6 +80,12 @@ class Hosts:
         """Whether a host is up, unknown or down; None if there is no such host."""
         row = await self._rows.find_one({"_id": host_id}, {"state": 1})
         return HostState(row["state"]) if row else None
+
+    @guarded
+    async def get_last_heard(self) -> datetime | None:
+        """When a host, whichever it was, was last heard; None if none ever was."""
+        row = await self._rows.find_one({}, {"last_seen": 1}, sort=[("last_seen", DESCENDING)])
+        return row["last_seen"] if row else None
 
     @guarded
     async def find(self) -> list[Host]:

@@ -67,6 +67,10 @@ class MemoryHosts(Hosts):
         host = self._records.get(host_id)
         return host.state if host else None
 
+    async def get_last_heard(self) -> datetime | None:
+        await round_trip()
+        return max((host.last_seen for host in self._records.values() if host.last_seen), default=None)
+
     async def find(self) -> list[Host]:
         await round_trip()
         return [host.model_copy(update={"allocations": ()}) for _, host in sorted(self._records.items())]
