@@ -7,6 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 from uuid import uuid4
 
 import pytest
+from structlog.testing import capture_logs
 from virtfleet_common.bus import COMMANDS, DIRECT, EVENTS, Delivery, Outgoing, QueueSpec
 from virtfleet_common.client import FleetClient
 from virtfleet_common.errors import BusUnavailable, Conflict, NoValidHost, Refused, Unauthorized, Unroutable
@@ -18,6 +19,9 @@ from virtfleet_common.messages import (
 )
 from virtfleet_common.rabbit import RabbitBus
 from virtfleet_local.broker import Broker
+
+from tests.proxy import wire_to
+from tests.world import polling
 
 PROMPTLY = 20.0
 REBOOT = RebootInstance(instance_id="i1", type="HARD")
@@ -172,3 +176,21 @@ async def _asked_again(fleet: FleetClient) -> CommandAccepted:
                 return await fleet.command(REBOOT, message_id="m1")
             except Unroutable:
                 await asyncio.sleep(0.1)
+
+
+async def test_a_broker_that_falls_silent_cancels_nobody_who_waits_for_an_answer(
+    services: RabbitBus, broker: Broker
+) -> None:
+    """aiormq cancels whatever waits on a connection that it gives up."""
+    async with intake(services, accepted()) as taken:
+        with wire_to(broker.url_of("member")) as (wire, url), capture_logs() as said:
+            async with FleetClient(f"{url}?heartbeat=1") as client:
+                await client.command(REBOOT)
+                wire.cut()
+                command = asyncio.create_task(client.command(REBOOT, timeout=60))
+                async for _ in polling("the connection to be given up"):
+                    if command.done() or any(one["event"] == "command.unanswered" for one in said):
+                        break
+                wire.mend()
+                assert await command == accepted()
+    assert len(taken) == 2

@@ -29,7 +29,7 @@ from virtfleet_common import errors, messages
 from virtfleet_common.bus import COMMANDS, EVENTS, Outgoing, read_event
 from virtfleet_common.errors import BadMessage, BusUnavailable, Forbidden, Refused, Unauthorized, Unroutable
 from virtfleet_common.messages import Command, CommandAccepted, CommandRejected
-from virtfleet_common.rabbit import connect, is_alive
+from virtfleet_common.rabbit import cancellable, connect, is_alive, within
 
 log = structlog.get_logger()
 _KEYS = {model: key for key, model in messages.COMMANDS.items()}
@@ -113,7 +113,7 @@ class FleetClient:
         """`events`, of which none is missed from the entry of the context on, whenever the reading begins."""
         arrived: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue()
         try:
-            async with asyncio.timeout(_CONNECT_TIMEOUT):
+            async with within(_CONNECT_TIMEOUT):
                 channel = await self._subscribe(keys or ("#",), arrived)
         except _BROKEN as error:
             raise BusUnavailable(f"the broker gave no events: {error!r}") from error
@@ -121,7 +121,7 @@ class FleetClient:
             yield _read(arrived)
         finally:
             with suppress(*_BROKEN):
-                async with asyncio.timeout(_CONNECT_TIMEOUT):
+                async with within(_CONNECT_TIMEOUT):
                     await channel.close()
 
     async def _asked(self, key: str, command: Command, id_: str) -> CommandAccepted | None:
@@ -130,9 +130,10 @@ class FleetClient:
         answer: asyncio.Future[CommandAccepted] = asyncio.get_running_loop().create_future()
         self._waiting[asked] = answer
         try:
-            exchange = await self._commands()
-            await exchange.publish(self._on_wire(key, command, id_, asked), key, mandatory=True)
-            return await answer
+            with cancellable():
+                exchange = await self._commands()
+                await exchange.publish(self._on_wire(key, command, id_, asked), key, mandatory=True)
+                return await answer
         except PublishError as error:
             raise Unroutable(f"nobody takes {key}", key=key) from error
         except ChannelAccessRefused as error:
@@ -179,7 +180,7 @@ class FleetClient:
         connection, self._connection, self._channel = self._connection, None, None
         if connection is not None:
             with suppress(*_BROKEN):
-                async with asyncio.timeout(_CONNECT_TIMEOUT):
+                async with within(_CONNECT_TIMEOUT):
                     await connection.close()
 
     def _lose(self, error: BaseException | None) -> None:
@@ -213,7 +214,7 @@ class FleetClient:
 
 async def _read(arrived: "asyncio.Queue[AbstractIncomingMessage | None]") -> AsyncIterator[FleetEvent]:
     while (message := await arrived.get()) is not None:
-        with suppress(*_BROKEN):  # the broker is gone; what had arrived is told first
+        with suppress(*_BROKEN), cancellable():  # the broker is gone; what had arrived is told first
             await message.ack()
         try:
             event = _as_event(message)

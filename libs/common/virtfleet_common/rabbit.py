@@ -68,7 +68,7 @@ class RabbitBus:
     async def send(self, exchange: str, key: str, wire: aio_pika.Message, *, mandatory: bool) -> None:
         """Publish what is on the wire already. Raises as `publish` does."""
         try:
-            async with _within(self._timeout):
+            async with within(self._timeout):
                 through = await self._publisher.exchange(exchange)
                 await through.publish(wire, key, mandatory=mandatory)
         except PublishError as error:
@@ -130,10 +130,10 @@ class _Consumer:
 
     async def _consume_once(self, *, takes_as_is: bool) -> None:
         lost = asyncio.Event()
-        async with _within(_CONNECT_TIMEOUT):
+        async with within(_CONNECT_TIMEOUT):
             channel = await self._link.channel(lost)
         try:
-            async with _within(_CONNECT_TIMEOUT):
+            async with within(_CONNECT_TIMEOUT):
                 await channel.set_qos(prefetch_count=self._queue.prefetch)
                 declared = await self._declared(channel, takes_as_is=takes_as_is)
                 await declared.consume(self._start)
@@ -262,7 +262,7 @@ def cancellable() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _within(seconds: float) -> AsyncIterator[None]:
+async def within(seconds: float) -> AsyncIterator[None]:
     """The bounds of everything that is asked of aiormq: what goes wrong there is one of `_BROKEN`."""
     with cancellable():
         async with asyncio.timeout(seconds):
@@ -271,7 +271,7 @@ async def _within(seconds: float) -> AsyncIterator[None]:
 
 async def _closed(closing: Awaitable[None]) -> None:
     with suppress(*_BROKEN):
-        async with _within(_CLOSE_TIMEOUT):
+        async with within(_CLOSE_TIMEOUT):
             await closing
 
 
@@ -341,7 +341,7 @@ class _Settler:
 
     async def _settle(self, settling: Awaitable[None]) -> None:
         try:
-            async with _within(_CLOSE_TIMEOUT):
+            async with within(_CLOSE_TIMEOUT):
                 await settling
         except _BROKEN as error:
             log.info("message.not_settled", key=self._message.routing_key, error=repr(error))
