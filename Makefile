@@ -23,7 +23,7 @@ down: setup ## stop it
 	@$(BIN)/virtfleet down
 
 test: setup ## run every test, on real RabbitMQ, MongoDB and QEMU
-	@$(BIN)/python -m pytest -n 3 --dist loadgroup
+	@$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
 bench: setup ## measure actions per second, latency and cost against the floor
 	@$(BIN)/python -m benchmarks
