@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from virtfleet_common.records import Allocation, Cleanup, Holder, Host, Resources, ServerGroup
+from virtfleet_common.records.instance import step_id
 from virtfleet_common.states import VmState
 
 KINDS = ("vcpus", "ram_mb", "disk_gb")
@@ -176,7 +177,7 @@ def _of_group(
 
 def _is_current(holder: Holder, claim: str) -> bool:
     action = holder.action
-    return action is not None and f"{action.id}:{action.step.seq}" == claim
+    return action is not None and step_id(action.id, action.step.seq) == claim
 
 
 def _by_host(mine: Mapping[Place, Allocation]) -> dict[str, set[str]]:

@@ -11,6 +11,7 @@ from virtfleet_common.effects import Effect
 from virtfleet_common.errors import Faulty, VirtfleetError
 from virtfleet_common.events import lifecycle
 from virtfleet_common.records import ActionState, Fault, Instance
+from virtfleet_common.records.instance import step_id
 from virtfleet_common.steps import STEPS, make_step
 
 Change = dict[str, Any]
@@ -147,7 +148,7 @@ def _given_back(instance: Instance) -> list[Effect]:
 
 def _host_failed(action: ActionState, host: str | None) -> list[Effect]:
     """Placement is to prefer other hosts for a while."""
-    return [effects.host_failed(host, f"{action.id}:{action.step.seq}")] if host else []
+    return [effects.host_failed(host, step_id(action.id, action.step.seq))] if host else []
 
 
 def failed(

@@ -14,6 +14,7 @@ from virtfleet_common.errors import NoValidHost
 from virtfleet_common.executor import StepRun
 from virtfleet_common.outcomes import Undo
 from virtfleet_common.records import Allocation, Flavor, Instance
+from virtfleet_common.records.instance import step_id
 from virtfleet_common.settings import SchedulerSettings
 from virtfleet_common.states import VmState
 from virtfleet_common.store import Store
@@ -68,7 +69,7 @@ class Placement:
             return await self.choose(
                 run.instance,
                 flavor or run.instance.flavor,
-                f"{run.action.id}:{run.action.step.seq}",
+                step_id(run.action.id, run.action.step.seq),
                 excluded={*excluded, *(host for host in notes.get("excluded", ()) if host)},
                 is_first=not run.is_resumed,
                 **more,
@@ -108,7 +109,7 @@ class Placement:
         hand over with that claim. Should it not, the audit finds the claim."""
         stored = await self._store.instances.get(instance_id)
         action = stored.action if stored else None
-        if action is not None and placed.claim == f"{action.id}:{action.step.seq}":
+        if action is not None and placed.claim == step_id(action.id, action.step.seq):
             return
         held = set() if stored is None else {(stored.claim, stored.host)}
         if stored is not None and stored.move is not None:

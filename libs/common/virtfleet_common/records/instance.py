@@ -37,6 +37,11 @@ class Step(Record):
         return f"{self.executor}.{self.name}"
 
 
+def step_id(action_id: str, seq: int) -> str:
+    """One step among all steps of all actions: the claim that it makes, and its failure, are known by it."""
+    return f"{action_id}:{seq}"
+
+
 class ActionState(Record):
     """The action in progress, inside its instance. `attempt` counts the times its current step was sent; `notes` is
     what executors observed and must not forget; `trace_id` ties every message of the action together (W3C)."""
