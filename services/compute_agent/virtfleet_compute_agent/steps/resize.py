@@ -5,6 +5,7 @@ put everything back; from then on the destination does, and the source keeps its
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -40,11 +41,10 @@ async def prepare(host: HostContext, run: StepRun) -> HandOver:
     """Destination: look whether the guest can live here, and open a door for its disk. It does not stay open for a
     step that fails, or that was taken away."""
     instance, move = run.instance, open_move(run)
-    try:
+    async with AsyncExitStack() as unless_open:
+        unless_open.push_async_callback(_close_door, host, instance.id, move)
         export = await _door(host, instance, move)
-    except BaseException:
-        await _close_door(host, instance.id, move)
-        raise
+        unless_open.pop_all()
     told = lifecycle(instance, run.action.name, "prep", after={}, request_id=run.action.id)
     notes, undo = {"export": asdict(export)}, partial(_close_unless_wanted, host, instance.id, move)
     return HandOver("move", move.source, {}, notes, [told], undo)
