@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 
@@ -39,11 +39,10 @@ from virtfleet_common.settings import CommonSettings
 from virtfleet_common.states import PowerState, TaskState, VmState
 from virtfleet_common.steps import STEPS, FailureRule, StepSpec
 from virtfleet_common.store import Expect, Mismatch, Store
+from virtfleet_common.store.guard import answered
 
-T = TypeVar("T")
 log = structlog.get_logger()
 _RETRIED = frozenset({FailureRule.RESCHEDULE, FailureRule.RESELECT})
-_LONGEST_RETRY = 5.0
 
 
 StepHandler = Callable[["StepRun"], Awaitable[Outcome]]
@@ -89,7 +88,7 @@ class StepRun:
         """Look whether the step is still this run's, unless it was seen to be within `max_age` seconds: a process that
         stood still for a while does not know what it lost meanwhile. Waits for the database to answer, as `commit`
         does. Raises LostOwnership."""
-        if time.monotonic() - self._proven_at > max_age and not await _answered(self.renew):
+        if time.monotonic() - self._proven_at > max_age and not await answered(self.renew):
             raise LostOwnership(f"step {self.spec.name} was taken away", instance_id=self.instance.id)
 
     async def renew(self) -> bool:
@@ -127,7 +126,7 @@ class StepRun:
     async def commit(self, **change: Any) -> None:
         """Write the instance as this run, for as long as it takes the database to answer. Raises LostOwnership."""
         try:
-            await _answered(partial(self._commit_once, change))
+            await answered(partial(self._commit_once, change))
         except Mismatch as lost:
             raise LostOwnership(f"{lost}", instance_id=self.instance.id) from lost
         self.action = self.instance.action or self.action
@@ -136,18 +135,6 @@ class StepRun:
         asked_at = time.monotonic()
         self.instance = await self._committed(change)
         self._proven_at = asked_at
-
-
-async def _answered(ask: Callable[[], Awaitable[T]]) -> T:
-    """What the database answers; asked again while it is away."""
-    delay = 0.1
-    while True:
-        try:
-            return await ask()
-        except StoreUnavailable as error:
-            log.warning("store.unavailable", error=error.message)
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, _LONGEST_RETRY)
 
 
 class StepExecutor:

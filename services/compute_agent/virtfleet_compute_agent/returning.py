@@ -11,16 +11,17 @@ whoever read an instance before loses the compare-and-set.
 import asyncio
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
-import stamina
 import structlog
-from virtfleet_common.errors import Faulty, LostOwnership, StoreUnavailable
+from virtfleet_common.errors import Faulty, LostOwnership
 from virtfleet_common.failpoints import reach
 from virtfleet_common.ports import Guest, Hypervisor
 from virtfleet_common.records import Host, Instance
 from virtfleet_common.settings import AgentSettings
 from virtfleet_common.store import Store
+from virtfleet_common.store.guard import answered
 
 from virtfleet_compute_agent.cleanups import Cleaner
 from virtfleet_compute_agent.resume import Deed, deed, is_to_be_started
@@ -104,17 +105,16 @@ class Returning:
             try:
                 await self._hypervisor.create_disk(instance)
                 await self._hypervisor.define(instance)
-                await self._prove(instance, boot)
+                await answered(partial(self._prove, instance, boot))
                 await self._hypervisor.start(instance.id)
             except Faulty as error:
                 log.warning("guest.not_started", instance_id=instance.id, error=error.message)
             else:
                 log.info("guest.started", instance_id=instance.id, why="it was off")
 
-    @stamina.retry(on=StoreUnavailable, attempts=None, timeout=None, wait_max=5.0)
     async def _prove(self, instance: Instance, boot: str) -> None:
-        """Look into the record again, however long the database takes: an agent that stood still does not know what it
-        lost meanwhile. The host comes last, for it is lost before its guests are. Raises LostOwnership."""
+        """Look into the record again: an agent that stood still does not know what it lost meanwhile. The host comes
+        last, for it is lost before its guests are. Raises LostOwnership, StoreUnavailable."""
         now = await self._store.instances.get(instance.id)
         is_due = now is not None and now.epoch == instance.epoch and is_to_be_started(self._host, now, None)
         known = await self._store.hosts.get_brief(self._host)
