@@ -3,7 +3,7 @@ show: a broker that restarts, forgets everything, or is away."""
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from uuid import uuid4
 
@@ -26,6 +26,7 @@ from virtfleet_common.rabbit import RabbitBus, cancellable
 from virtfleet_local.broker import Broker
 
 from tests.proxy import wire_to
+from tests.world import polling
 
 PROMPTLY = 15.0
 Inbox = asyncio.Queue[Delivery]
@@ -493,11 +494,10 @@ async def test_a_broker_that_lost_everything_gets_its_topology_again(rabbit: Rab
 async def until_published(bus: RabbitBus, message: Outgoing) -> None:
     """Publish as `power_sync` does: again and again until the broker and its queue are there."""
     async with asyncio.timeout(PROMPTLY):
-        while True:
-            try:
-                return await bus.publish(message)
-            except BusUnavailable:
-                await asyncio.sleep(0.1)
+        async for _ in polling("the broker to take a message"):
+            with suppress(BusUnavailable):
+                await bus.publish(message)
+                return
 
 
 async def test_a_broker_that_falls_silent_is_away_for_who_publishes_and_cancels_nobody(amqp_url: str) -> None:

@@ -3,7 +3,7 @@ commands is a handler of this suite."""
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from uuid import uuid4
 
 import pytest
@@ -171,11 +171,10 @@ async def test_a_command_outlives_the_broker_and_is_sent_again_under_its_id(
 
 async def _asked_again(fleet: FleetClient) -> CommandAccepted:
     async with asyncio.timeout(PROMPTLY):
-        while True:
-            try:
+        async for _ in polling("somebody to take commands"):
+            with suppress(Unroutable):
                 return await fleet.command(REBOOT, message_id="m1")
-            except Unroutable:
-                await asyncio.sleep(0.1)
+    raise AssertionError
 
 
 async def test_a_broker_that_falls_silent_cancels_nobody_who_waits_for_an_answer(

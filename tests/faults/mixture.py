@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -63,11 +64,10 @@ async def send(client: FleetClient, command: Command) -> CommandAccepted:
     """Send a command and insist on an answer, as a program does that has a broker to wait for."""
     id_ = uuid4().hex
     async with asyncio.timeout(DEADLINE):
-        while True:
-            try:
+        async for _ in polling("somebody to take commands"):
+            with suppress(Unroutable):  # the broker is back before the service that takes commands
                 return await client.command(command, message_id=id_, timeout=DEADLINE)
-            except Unroutable:  # the broker is back before the service that takes commands
-                await asyncio.sleep(0.2)
+    raise AssertionError
 
 
 async def send_all(world: World, planned: Sequence[Planned]) -> Mapping[str, Planned]:
