@@ -13,7 +13,8 @@ class Wire:
 
     def __init__(self, port: int) -> None:
         self._far = port
-        self._loop = asyncio.new_event_loop()
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._loop = self._runner.get_loop()
         self._whole = asyncio.Event()
         self._whole.set()
         self._server: asyncio.Server | None = None
@@ -21,7 +22,7 @@ class Wire:
 
     def start(self) -> None:
         """Listen, on a thread of its own."""
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        threading.Thread(target=self._run, daemon=True).start()
         self.port = asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
 
     def cut(self) -> None:
@@ -35,6 +36,10 @@ class Wire:
     def stop(self) -> None:
         """Listen no longer."""
         self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def _run(self) -> None:
+        with self._runner:  # which ends what is still under way
+            self._loop.run_forever()
 
     async def _listen(self) -> int:
         self._server = await asyncio.start_server(self._join, "127.0.0.1", 0)
